@@ -1,0 +1,34 @@
+# `make serve` and `make test` do all the set-up themselves, in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: serve test test-fast check image
+
+serve: .venv/serve
+	$(BIN)/menagerie serve
+
+test: .venv/test
+	$(BIN)/pytest
+
+test-fast: .venv/test
+	$(BIN)/pytest -m "not slow"
+
+check: .venv/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+image:
+	docker build --target full --tag menagerie:full .
+	docker build --target lean --tag menagerie:lean .
+
+.venv/serve: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,keras]'
+	touch $@
+
+.venv/test: .venv/serve
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,keras,dev]'
+	touch $@

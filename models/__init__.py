@@ -1,0 +1,1 @@
+"""What is served, and how it becomes ONNX. Knows nothing of the service."""

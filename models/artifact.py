@@ -1,0 +1,215 @@
+"""What an artifact is: its settings, weights, fingerprint and manifest."""
+
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from importlib import util
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from models.architecture import Architecture, Framework
+from models.inputs import Frozen, Input
+
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+ONNX_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+
+# Which framework wrote a file of this name.
+WEIGHT_SUFFIXES: Mapping[str, Framework] = {
+    ".pth": "torch",
+    ".pt": "torch",
+    ".bin": "torch",
+    ".keras": "keras",
+    ".h5": "keras",
+}
+
+_BUILT_IN_LABELS = Path(__file__).with_name("labels")
+
+
+class ArtifactError(ValueError):
+    """An artifact that cannot be used; the text says what is wrong, `cure` what to do."""
+
+    def __init__(self, message: str, cure: str) -> None:
+        super().__init__(message)
+        self.cure = cure
+
+
+class Batching(Frozen):
+    """`[batching]` of a model.toml; what is left out comes from the server's settings."""
+
+    max_batch_size: PositiveInt | None = None
+    max_queue_delay_seconds: NonNegativeFloat | None = None
+
+
+class ModelConfig(Frozen):
+    """model.toml, and over it the artifact.toml of one version."""
+
+    architecture: str
+    framework: Framework | None = None
+    """Default: told from the weights' file name."""
+    weights: str | None = None
+    """A file of the version's directory, or `package:NAME/PATH`. Default: the one file there called weights.*"""
+    num_classes: PositiveInt | None = None
+    """Default: as many as there are labels, else as the architecture has."""
+    labels: str | tuple[str, ...] | None = None
+    """The labels themselves, or the name of a built-in list (imagenet). Default: the lines of labels.txt."""
+    output: Literal["logits", "probabilities"] | None = None
+    """What the network gives. Default: as the architecture says."""
+    input: dict[str, Any] = Field(default_factory=dict)
+    """Settings that differ from the architecture's own input."""
+    batching: Batching = Batching()
+    versions: Literal["latest", "all"] | tuple[PositiveInt, ...] = "latest"
+    """Which versions are loaded; the highest of them answers unless a request names another."""
+
+
+class Spec(Frozen):
+    """What decides the graph and the answers, whatever the weights."""
+
+    architecture: str
+    framework: Framework
+    num_classes: PositiveInt
+    input: Input
+    output: Literal["logits", "probabilities"]
+    labels: tuple[str, ...]
+
+
+class Artifact(Frozen):
+    """One trained version, resolved: nothing is left to defaults."""
+
+    spec: Spec
+    weights: Path
+    fingerprint: str
+    """SHA-256 over the weights, the spec and the code that converts them."""
+
+
+class Parity(Frozen):
+    """How far ONNX Runtime's answers are from the framework's own, on the same pixels."""
+
+    relative_error: float
+    """Largest difference of the network's outputs, over the largest output."""
+    probability_error: float
+    """Largest difference of the probabilities."""
+    top1_agreement: float
+    """Share of the items whose best class is the same."""
+    batches: tuple[int, ...]
+    items: int
+
+
+class Manifest(Frozen):
+    """What was published beside an ONNX file."""
+
+    schema_version: Literal[1] = 1
+    fingerprint: str
+    spec: Spec
+    parity: Parity
+    precision: Literal["fp32"] = "fp32"
+    onnx_sha256: str
+    onnx_bytes: int
+    opset: int
+    producers: Mapping[str, str]
+    """Versions of the libraries that made the file."""
+    seconds: Mapping[str, float]
+    """How long each step took."""
+
+
+def resolve(config: ModelConfig, architecture: Architecture, directory: Path, labels_file: Path) -> Artifact:
+    """Fills in every default of one version in `directory`. Raises ArtifactError, pydantic.ValidationError."""
+    weights = find_weights(config, directory)
+    framework = config.framework or WEIGHT_SUFFIXES.get(weights.suffix)
+    if framework is None:
+        raise ArtifactError(
+            f"{weights.name}: nobody knows which framework wrote a {weights.suffix or 'nameless'} file",
+            f"rename it to weights.* with one of {', '.join(WEIGHT_SUFFIXES)}, or set framework in model.toml",
+        )
+    if framework not in architecture.builders:
+        built = " and ".join(architecture.builders)
+        raise ArtifactError(
+            f"{architecture.name} is built in {built}, and {weights.name} was written by {framework}",
+            f"save the weights from {built}, or name another architecture",
+        )
+    labels = read_labels(config.labels, labels_file)
+    num_classes = config.num_classes or len(labels) or architecture.num_classes
+    if labels and len(labels) != num_classes:
+        raise ArtifactError(
+            f"there are {len(labels)} labels for {num_classes} classes", "make num_classes and the labels agree"
+        )
+    spec = Spec(
+        architecture=architecture.name,
+        framework=framework,
+        num_classes=num_classes,
+        input=type(architecture.input).model_validate(architecture.input.model_dump() | config.input),
+        output=config.output or architecture.output,
+        labels=labels or tuple(str(index) for index in range(num_classes)),
+    )
+    return Artifact(
+        spec=spec, weights=weights, fingerprint=fingerprint(spec, weights, converter_sources(architecture, framework))
+    )
+
+
+def find_weights(config: ModelConfig, directory: Path) -> Path:
+    """The weights file of a version: a regular file, never a link. Raises ArtifactError."""
+    if config.weights is None:
+        found = sorted(path for path in directory.iterdir() if path.name.startswith("weights."))
+        if len(found) != 1:
+            raise ArtifactError(
+                f"version {directory.name} holds {len(found) or 'no'} files called weights.*",
+                f"put one there, such as weights.pth or weights.keras (known: {', '.join(WEIGHT_SUFFIXES)})",
+            )
+        root, path = directory, found[0]
+    elif config.weights.startswith("package:"):
+        package, _, inside = config.weights.removeprefix("package:").partition("/")
+        root = _package_directory(package)
+        path = root / inside
+    else:
+        root, path = directory, directory / config.weights
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ArtifactError(f"weights {config.weights!r} lie outside of their directory", "name a file inside it")
+    if not path.exists():
+        raise ArtifactError(f"there is no file {config.weights!r}", "correct weights in model.toml or artifact.toml")
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ArtifactError(f"{path.name} is not a regular file", "replace the link by the file itself")
+    return path
+
+
+def _package_directory(package: str) -> Path:
+    """Where an installed package lies; it is not imported."""
+    found = util.find_spec(package) if package.isidentifier() else None
+    if found is None or found.origin is None:
+        raise ArtifactError(
+            f"the package {package} that holds the weights is not installed",
+            f"pip install {package.replace('_', '-')}; or serve what was converted elsewhere (menagerie convert)",
+        )
+    return Path(found.origin).parent
+
+
+def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tuple[str, ...]:
+    """Labels in class order; none where nobody gave any. Raises ArtifactError."""
+    if isinstance(labels, tuple):
+        return labels
+    path = labels_file if labels is None else _BUILT_IN_LABELS / f"{labels}.txt"
+    if labels is not None and path not in _BUILT_IN_LABELS.iterdir():
+        known = ", ".join(sorted(path.stem for path in _BUILT_IN_LABELS.glob("*.txt")))
+        raise ArtifactError(
+            f"there is no built-in list of labels {labels!r}", f"use one of {known}, a list, or a labels.txt"
+        )
+    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+
+
+def converter_sources(architecture: Architecture, framework: Framework) -> list[Path]:
+    """The code that turns this architecture's weights into ONNX: when it changes, so does the fingerprint."""
+    family = architecture.builders[framework].__code__.co_filename
+    here = Path(__file__)
+    return [Path(family), *(here.with_name(name) for name in ("inputs.py", "weights.py", "export.py", "convert.py"))]
+
+
+def fingerprint(spec: Spec, weights: Path, sources: Iterable[Path]) -> str:
+    """SHA-256 over everything that decides the published files."""
+    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    for path in (weights, *sources):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,226 @@
+"""The child process that turns one artifact into a published ONNX file: build, load, export, join, compare, publish.
+
+    python -P -m models.convert < job.json
+
+It reads a Job on standard input and writes a line of JSON to standard output for each step: `{"step": NAME}` as the step
+begins, then `{"published": DIRECTORY}` or `{"failed": STEP, "reason": TEXT, "cure": TEXT}`.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from models import catalog, weights
+from models.artifact import MANIFEST_FILE, ONNX_FILE, Artifact, ArtifactError, Manifest, Parity, Spec
+from models.inputs import Frozen, ImageInput
+
+STEPS = ("build", "load", "export", "join", "compare", "publish")
+TOLERANCE = 1e-4  # of the largest output; sound conversions stay below 1e-5
+BATCHES = (1, 3)  # an export can freeze the batch at 1
+SAMPLES = Path(__file__).with_name("samples")
+PRODUCERS = {"torch": ("torch", "onnxscript", "onnx"), "keras": ("tensorflow", "keras", "tf2onnx", "onnx")}
+
+
+class Job(Frozen):
+    """What the child is asked for."""
+
+    artifact: Artifact
+    cache: Path
+    """The published files become the directory `cache/<fingerprint>`."""
+
+
+class Conversion:
+    """The steps of one job, each announced as it begins and timed."""
+
+    def __init__(self, job: Job, events: TextIO) -> None:
+        self.artifact = job.artifact
+        self.spec = job.artifact.spec
+        self.cache = job.cache
+        self.seconds: dict[str, float] = {}
+        self.current = "start"
+        self._events = events
+
+    def tell(self, **event: str) -> None:
+        """Writes one line for the parent."""
+        self._events.write(json.dumps(event) + "\n")
+        self._events.flush()
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Announces and times one of STEPS."""
+        self.current = name
+        self.tell(step=name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+    def run(self) -> Path:
+        """Publishes the artifact, unless that was done already; two processes never convert the same one at once."""
+        target = self.cache / self.artifact.fingerprint
+        staging = self.cache / "staging"
+        staging.mkdir(parents=True, exist_ok=True)
+        with (staging / f"{self.artifact.fingerprint}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel, however this process ends
+            if not (target / MANIFEST_FILE).exists():
+                self._convert(staging / self.artifact.fingerprint, target)
+        return target
+
+    def _convert(self, staging: Path, target: Path) -> None:
+        from models import export  # noqa: PLC0415 - imports onnx, which says where its steps fail
+
+        with self.step("build"):
+            architecture = catalog.find(self.spec.architecture)
+            network = architecture.builders[self.spec.framework](num_classes=self.spec.num_classes)
+        with self.step("load"):
+            weights.load(network, self.spec.framework, self.artifact.weights)
+        with self.step("export"):
+            exported = export.export(network, self.spec)
+        with self.step("join"):
+            model = export.join(exported, self.spec)
+            content = model.SerializeToString()
+        with self.step("compare"):
+            parity = compare(network, content, self.spec)
+        with self.step("publish"):
+            manifest = Manifest(
+                fingerprint=self.artifact.fingerprint,
+                spec=self.spec,
+                parity=parity,
+                onnx_sha256=hashlib.sha256(content).hexdigest(),
+                onnx_bytes=len(content),
+                opset=next(opset.version for opset in model.opset_import if not opset.domain),
+                producers={name: metadata.version(name) for name in PRODUCERS[self.spec.framework]},
+                seconds=self.seconds,
+            )
+            publish({ONNX_FILE: content, MANIFEST_FILE: manifest.model_dump_json(indent=2).encode()}, staging, target)
+
+
+def sample_items(spec: Spec) -> Any:
+    """Real photographs as the served graph takes them; for numbers, a seeded normal sample."""
+    import numpy as np  # noqa: PLC0415
+    from PIL import Image  # noqa: PLC0415
+
+    if not isinstance(spec.input, ImageInput):
+        return np.random.default_rng(0).normal(size=(8, *spec.input.shape)).astype(np.float32)
+    mode = "RGB" if spec.input.channels == 3 else "L"  # noqa: PLR2004
+    size = (spec.input.width, spec.input.height)
+    pictures = []
+    for path in sorted(SAMPLES.glob("*.[jp][pn]g")):
+        with Image.open(path) as picture:
+            pictures.append(np.asarray(picture.convert(mode).resize(size, Image.Resampling.BILINEAR)))
+    return np.stack(pictures).reshape(-1, *spec.input.shape)
+
+
+def compare(network: Any, content: bytes, spec: Spec) -> Parity:
+    """Runs the framework and ONNX Runtime on the same items. Raises ArtifactError where they disagree."""
+    import numpy as np  # noqa: PLC0415
+    import onnxruntime  # noqa: PLC0415
+
+    from models import export  # noqa: PLC0415
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    items = sample_items(spec)
+    batches = [items[start : start + size] for size in BATCHES for start in range(0, len(items) - size + 1, size)]
+    expected = np.concatenate(
+        [export.forward(network, spec.framework, export.network_input(spec, batch)) for batch in batches]
+    )
+    if expected.shape[1:] != (spec.num_classes,):
+        raise ArtifactError(
+            f"the network gives {expected.shape[1:]} for each item, not ({spec.num_classes},)",
+            "set num_classes in model.toml to what the weights were trained for",
+        )
+    feeds = [{session.get_inputs()[0].name: batch} for batch in batches]
+    found = {
+        name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
+        for name in (spec.output, "probabilities")
+    }
+    probabilities = _softmax(expected) if spec.output == "logits" else expected
+    parity = Parity(
+        relative_error=float(np.abs(found[spec.output] - expected).max() / np.abs(expected).max()),
+        probability_error=float(np.abs(found["probabilities"] - probabilities).max()),
+        top1_agreement=float((found["probabilities"].argmax(1) == probabilities.argmax(1)).mean()),
+        batches=BATCHES,
+        items=len(expected),
+    )
+    if not parity.relative_error <= TOLERANCE:  # so that NaN is refused too
+        raise ArtifactError(
+            f"ONNX Runtime disagrees with {spec.framework}: relative error {parity.relative_error:.2e}, "
+            f"allowed {TOLERANCE:.0e}",
+            "check the weights for NaN and infinity; if they are sound, report the architecture",
+        )
+    return parity
+
+
+def _softmax(logits: Any) -> Any:
+    import numpy as np  # noqa: PLC0415
+
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def publish(files: dict[str, bytes], staging: Path, target: Path) -> None:
+    """Writes beside, then renames: a reader sees all of the files or none. What an earlier child left is removed."""
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    for name, content in files.items():
+        with (staging / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    for directory in (staging, target.parent):
+        _sync(directory)
+    shutil.rmtree(target, ignore_errors=True)  # one without a manifest, if any
+    staging.rename(target)
+    _sync(target.parent)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent goes: no conversion outlives its server."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+
+
+def main() -> int:
+    """Runs the job on standard input; 0 when it is published."""
+    die_with_parent()
+    # Frameworks print to standard output: keep it for events, and send their words to standard error.
+    events = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    conversion = Conversion(Job.model_validate_json(sys.stdin.read()), events)
+    try:
+        target = conversion.run()
+    except ArtifactError as error:
+        conversion.tell(failed=conversion.current, reason=str(error), cure=error.cure)
+        return 1
+    except ModuleNotFoundError as error:
+        framework = conversion.spec.framework
+        conversion.tell(
+            failed=conversion.current,
+            reason=f"{error.name} is not installed, and {framework} weights need it",
+            cure=f"pip install 'menagerie[{framework}]', or serve what was converted elsewhere (menagerie convert)",
+        )
+        return 1
+    conversion.tell(published=str(target))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""A network -> ONNX, with the artifact's preprocessing and softmax joined on.
+
+The served graph takes `pixels`, uint8 [N, height, width, channels] (or `numbers`, float32 [N, ...]), and gives
+`probabilities`, float32 [N, classes]; where the network gives logits, these are an output too, for comparison.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from models.architecture import Framework
+from models.artifact import Spec
+from models.inputs import ImageInput, NumbersInput
+
+Array = np.ndarray[Any, Any]
+
+_PREFIX = "network/"
+
+
+def network_input(spec: Spec, items: Array) -> Array:
+    """What the network itself takes, by plain arithmetic: the reference that the joined graph is held against."""
+    if isinstance(spec.input, NumbersInput):
+        return items.astype(np.float32)
+    pixels = items[..., ::-1] if spec.input.order == "bgr" else items
+    scaled = (pixels.astype(np.float64) * spec.input.scale - np.array(spec.input.mean)) / np.array(spec.input.std)
+    layout = scaled.transpose(0, 3, 1, 2) if spec.framework == "torch" else scaled
+    return np.ascontiguousarray(layout, dtype=np.float32)
+
+
+def forward(network: Any, framework: Framework, batch: Array) -> Array:
+    """The framework's own answer to a batch that `network_input` made."""
+    if framework == "keras":
+        return np.asarray(network(batch, training=False))
+    import torch  # noqa: PLC0415
+
+    with torch.inference_mode():
+        answer: Array = network(torch.from_numpy(batch)).numpy()
+    return answer
+
+
+def export(network: Any, spec: Spec) -> onnx.ModelProto:
+    """The network alone, as its framework exports it, with a free batch dimension."""
+    shape = spec.input.shape
+    example = network_input(spec, np.zeros((2, *shape), np.uint8 if isinstance(spec.input, ImageInput) else np.float32))
+    return (_export_torch if spec.framework == "torch" else _export_keras)(network, example)
+
+
+def _export_torch(network: Any, example: Array) -> onnx.ModelProto:
+    import torch  # noqa: PLC0415
+
+    program = torch.onnx.export(
+        network.eval(),
+        (torch.from_numpy(example),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _export_keras(network: Any, example: Array) -> onnx.ModelProto:
+    network(example, training=False)  # a subclassed model knows its shapes only after a call
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "network.onnx"
+        network.export(path, format="onnx", verbose=False)
+        return onnx.load(path)
+
+
+def join(network: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
+    """The served graph: preprocessing, the network, softmax."""
+    network = onnx.compose.add_prefix(network, _PREFIX)
+    (source,), (result,) = network.graph.input, network.graph.output
+    nodes, constants, pixels = _preprocessing(spec, source.name)
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", spec.num_classes])
+    outputs = [probabilities]
+    if spec.output == "logits":
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", spec.num_classes])
+        outputs.append(logits)
+        tail = [
+            helper.make_node("Identity", [result.name], ["logits"]),
+            helper.make_node("Softmax", [result.name], ["probabilities"], axis=-1),
+        ]
+    else:
+        tail = [helper.make_node("Identity", [result.name], ["probabilities"])]
+    graph = helper.make_graph(
+        [*nodes, *network.graph.node, *tail],
+        "menagerie",
+        [pixels],
+        outputs,
+        [*constants, *network.graph.initializer],
+    )
+    model = helper.make_model(
+        graph, opset_imports=network.opset_import, functions=network.functions, ir_version=network.ir_version
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _preprocessing(spec: Spec, target: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], onnx.ValueInfoProto]:
+    """Nodes and constants from the served input to the network's input, called `target`."""
+    if isinstance(spec.input, NumbersInput):
+        numbers = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", *spec.input.shape])
+        return [helper.make_node("Identity", ["numbers"], [target])], [], numbers
+    image = spec.input
+    mean, std = np.array(image.mean), np.array(image.std)
+    constants = [
+        numpy_helper.from_array((image.scale / std).astype(np.float32), "scale"),
+        numpy_helper.from_array((-mean / std).astype(np.float32), "shift"),
+    ]
+    nodes, last = [], "pixels"
+    if image.order == "bgr":
+        constants.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "bgr"))
+        nodes.append(helper.make_node("Gather", ["pixels", "bgr"], ["reordered"], axis=3))
+        last = "reordered"
+    channels_first = spec.framework == "torch"
+    nodes += [
+        helper.make_node("Cast", [last], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["shifted" if channels_first else target]),
+    ]
+    if channels_first:
+        nodes.append(helper.make_node("Transpose", ["shifted"], [target], perm=[0, 3, 1, 2]))
+    return nodes, constants, helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *image.shape])

@@ -1,0 +1,90 @@
+"""What a model takes: images or numbers, and how they become its numbers."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class Frozen(BaseModel):
+    """A value: never changed, and refusing names that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# The three modes of keras.applications.imagenet_utils.preprocess_input, torch's being torchvision's as well; `lite` is
+# EfficientNet-Lite's (x - 127) / 128; `unit` is 0..1 and `raw` is 0..255.
+NORMALIZATIONS: dict[str, dict[str, Any]] = {
+    "torch": {"scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "order": "rgb"},
+    "tf": {"scale": 1 / 127.5, "mean": (1.0,), "std": (1.0,), "order": "rgb"},
+    "caffe": {"scale": 1.0, "mean": (103.939, 116.779, 123.68), "std": (1.0,), "order": "bgr"},
+    "lite": {"scale": 1 / 255, "mean": (127 / 255,), "std": (128 / 255,), "order": "rgb"},
+    "unit": {"scale": 1 / 255, "mean": (0.0,), "std": (1.0,), "order": "rgb"},
+    "raw": {"scale": 1.0, "mean": (0.0,), "std": (1.0,), "order": "rgb"},
+}
+
+
+class ImageInput(Frozen):
+    """An image of uint8 [height, width, channels], and the arithmetic that the network was trained with.
+
+    The server decodes and resizes; `order`, `scale`, `mean` and `std` are joined to the graph: the network receives
+    `(pixels * scale - mean) / std`, channel by channel (one value stands for every channel).
+    """
+
+    kind: Literal["image"] = "image"
+    height: PositiveInt
+    width: PositiveInt
+    channels: Literal[1, 3] = 3
+    resize: Literal["crop", "stretch"] = "crop"
+    """`crop`: the shorter side becomes `resize_to`, then the centre is cut out. `stretch`: the picture is squeezed."""
+    resize_to: PositiveInt | None = None
+    """The shorter side before the crop, in pixels. Default: 256 for a 224 crop, and in proportion."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    """Pillow's filter of that name, with antialias: what torchvision's Resize does with an image."""
+    order: Literal["rgb", "bgr"] = "rgb"
+    scale: PositiveFloat = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[PositiveFloat, ...] = (1.0,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_normalization(cls, values: Any) -> Any:
+        """`normalization = "torch"` stands for that mode's scale, mean, std and order."""
+        if not isinstance(values, dict) or "normalization" not in values:
+            return values
+        values = dict(values)
+        mode = values.pop("normalization")
+        if mode not in NORMALIZATIONS:
+            msg = f"normalization {mode!r} is not one of {', '.join(NORMALIZATIONS)}"
+            raise ValueError(msg)
+        return values | NORMALIZATIONS[mode]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                msg = f"{name} has {len(values)} values; give one, or one for each of the {self.channels} channels"
+                raise ValueError(msg)
+        if self.resize_to is not None and self.resize_to < max(self.height, self.width):
+            msg = f"resize_to = {self.resize_to} is smaller than the {self.height}x{self.width} crop; raise it"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One item as the served graph takes it: uint8 [height, width, channels]."""
+        return (self.height, self.width, self.channels)
+
+    @property
+    def shorter_side(self) -> int:
+        """Length in pixels of the picture's shorter side when the centre is cut out of it."""
+        return self.resize_to or round(max(self.height, self.width) * 256 / 224)
+
+
+class NumbersInput(Frozen):
+    """Plain numbers: float32 of a fixed shape, given to the network as they are."""
+
+    kind: Literal["numbers"] = "numbers"
+    shape: tuple[PositiveInt, ...] = Field(min_length=1)
+
+
+Input = Annotated[ImageInput | NumbersInput, Field(discriminator="kind")]

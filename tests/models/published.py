@@ -1,0 +1,79 @@
+"""Tiny models of real ONNX, published as a conversion would publish them: no framework is needed to serve them."""
+
+import hashlib
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from models.artifact import MANIFEST_FILE, ONNX_FILE, Manifest, Parity, Spec
+from models.inputs import ImageInput, NumbersInput
+
+
+def softmax_onnx(spec):
+    """Mean of each channel (or each number itself) -> softmax."""
+    if isinstance(spec.input, ImageInput):
+        source = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *spec.input.shape])
+        axes = numpy_helper.from_array(np.array([1, 2], np.int64), "axes")
+        scale = numpy_helper.from_array(np.float32(1 / 64), "scale")
+        nodes = [
+            helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
+            helper.make_node("ReduceMean", ["scaled", "axes"], ["logits"], keepdims=0),
+        ]
+        constants = [axes, scale]
+    else:
+        source = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", *spec.input.shape])
+        nodes, constants = [helper.make_node("Identity", ["numbers"], ["logits"])], []
+    nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1))
+    result = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", spec.num_classes])
+    graph = helper.make_graph(nodes, "softmax", [source], [result], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def publish(model, spec, content, version=1):
+    """Writes `<model>/model.toml` and `<model>/<version>/` as `menagerie convert --output` does."""
+    directory = model / str(version)
+    directory.mkdir(parents=True)
+    (model / "model.toml").write_text(f'architecture = "{spec.architecture}"\n')
+    manifest = Manifest(
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        spec=spec,
+        parity=Parity(relative_error=0, probability_error=0, top1_agreement=1, batches=(1, 3), items=6),
+        onnx_sha256=hashlib.sha256(content).hexdigest(),
+        onnx_bytes=len(content),
+        opset=20,
+        producers={},
+        seconds={},
+    )
+    (directory / ONNX_FILE).write_bytes(content)
+    (directory / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    return directory
+
+
+def publish_softmax(model, version=1, size=8, labels=("red", "green", "blue")):
+    """A model that says which colour an image has most of."""
+    spec = Spec(
+        architecture="lenet5",
+        framework="torch",
+        num_classes=3,
+        input=ImageInput(height=size, width=size, resize="stretch"),
+        output="logits",
+        labels=labels,
+    )
+    return publish(model, spec, softmax_onnx(spec), version)
+
+
+def publish_numbers(model, version=1):
+    """A model that says which of three numbers is the largest."""
+    spec = Spec(
+        architecture="mlp_iris",
+        framework="keras",
+        num_classes=3,
+        input=NumbersInput(shape=(3,)),
+        output="logits",
+        labels=("first", "second", "third"),
+    )
+    return publish(model, spec, softmax_onnx(spec), version)
