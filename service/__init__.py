@@ -1,0 +1,1 @@
+"""The serving process: HTTP, batching, ONNX Runtime, metrics. Imports neither torch nor tensorflow."""

@@ -1,0 +1,293 @@
+"""The command line: serve, convert, models, predict, check."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from models.artifact import Artifact
+from service import logs
+from service.conversion import Converter
+from service.errors import ModelNotFound, RepositoryError, ServiceError
+from service.lifecycle import Lifecycle
+from service.preprocess import DecodePool
+from service.registry import Registry
+from service.repository import CONFIG_FILE, Repository, Version
+from service.schemas import PredictAnswer
+from service.server import Server
+from service.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serves Keras and PyTorch image classifiers. Every setting is an environment variable, MENAGERIE_*.",
+)
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+RepositoryOption = Annotated[Path | None, typer.Option(help="Directory of the models [MENAGERIE_REPOSITORY]")]
+CacheOption = Annotated[Path | None, typer.Option(help="Directory for converted models [MENAGERIE_CACHE]")]
+UrlOption = Annotated[str | None, typer.Option(help="Ask this server, such as http://127.0.0.1:8000")]
+ModelsArgument = Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Default: all")]
+
+HTTP_TIMEOUT_SECONDS = 60.0
+
+
+@app.command()
+def serve(
+    repository: RepositoryOption = None,
+    cache: CacheOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [MENAGERIE_HOST]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [MENAGERIE_PORT]")] = None,
+) -> None:
+    """Load the model repository and answer requests, until SIGTERM."""
+    settings = _settings(repository=repository, cache=cache, host=host, port=port)
+    logs.configure(settings)
+    raise typer.Exit(Server(settings).serve_until_stopped())
+
+
+@app.command()
+def convert(
+    models: ModelsArgument = None,
+    repository: RepositoryOption = None,
+    cache: CacheOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also make a repository here that serves without a framework")
+    ] = None,
+) -> None:
+    """Convert what has not been converted yet."""
+    settings = _settings(repository=repository, cache=cache)
+    converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+    found = Repository(settings.repository)
+    failed = 0
+    with _said():
+        versions = [(name, number) for name in _chosen(found, models) for number in found.wanted(name)]
+    for position, (name, number) in enumerate(versions, 1):
+        title = f"{name} version {number} ({position} of {len(versions)})"
+        try:
+            version = found.resolve(name, number)
+            directory = _converted(version, converter, title)
+            if output is not None:
+                _publish(found, version, directory, output)
+        except ServiceError as error:
+            failed += 1
+            _complain(error, title)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _converted(version: Version, converter: Converter, title: str) -> Path:
+    """The published directory of a version; each step is told as it begins."""
+    if not isinstance(version.source, Artifact):
+        out.print(f"{title}: published already")
+        return version.source
+    if found := converter.published(version.source):
+        out.print(f"{title}: converted already")
+        return found
+    started = time.monotonic()
+
+    def on_step(step: str) -> None:
+        out.print(f"{title}: {time.monotonic() - started:5.1f} s  {step}")
+
+    directory = asyncio.run(converter.convert(version.source, on_step))
+    out.print(f"{title}: {time.monotonic() - started:5.1f} s  done")
+    return directory
+
+
+def _publish(repository: Repository, version: Version, directory: Path, output: Path) -> None:
+    """Copies a published version into another repository, beside its model.toml; complete or not at all."""
+    model = output / version.model
+    target, staging = model / str(version.number), model / f".{version.number}.staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(directory, staging)
+    shutil.copyfile(repository.root / version.model / CONFIG_FILE, model / CONFIG_FILE)
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+    out.print(f"published {target}")
+
+
+@app.command()
+def models(repository: RepositoryOption = None, cache: CacheOption = None, url: UrlOption = None) -> None:
+    """List the models with their states: of the repository, or of a running server with --url."""
+    table = Table(
+        "model", "version", "state", "architecture", "framework", "provider", "reason", box=None, pad_edge=False
+    )
+    with _said():
+        rows = _server_rows(url) if url else _repository_rows(_settings(repository=repository, cache=cache))
+        for row in rows:
+            table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def _server_rows(url: str) -> Iterator[tuple[str, ...]]:
+    for model in _get(f"{url}/models")["models"]:
+        if model["problem"]:
+            yield model["name"], "", "UNAVAILABLE", "", "", "", model["problem"]
+        for each in model["versions"]:
+            known = [each[key] or "" for key in ("state", "architecture", "framework", "provider", "reason")]
+            yield model["name"], str(each["version"]), *known
+
+
+def _repository_rows(settings: Settings) -> Iterator[tuple[str, ...]]:
+    converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+    for name, number, found in _versions(Repository(settings.repository)):
+        label = str(number or "")
+        if isinstance(found, ServiceError):
+            yield name, label, "UNAVAILABLE", "", "", "", f"{found.message}; {found.cure}"
+        elif isinstance(found.source, Artifact):
+            spec, state = found.source.spec, "CONVERTED" if converter.published(found.source) else "TO CONVERT"
+            yield name, label, state, spec.architecture, spec.framework, "", ""
+        else:
+            yield name, label, "PUBLISHED", "", "", "", ""
+
+
+def _versions(repository: Repository) -> Iterator[tuple[str, int | None, Version | ServiceError]]:
+    """Every version that would be loaded, or why it could not be."""
+    for name in repository.names():
+        try:
+            for number in repository.wanted(name):
+                try:
+                    yield name, number, repository.resolve(name, number)
+                except ServiceError as error:
+                    yield name, number, error
+        except ServiceError as error:
+            yield name, None, error
+
+
+@app.command()
+def predict(
+    photo: Annotated[Path, typer.Argument(help="An image file")],
+    model: Annotated[str, typer.Option(help="Name of the model")],
+    url: UrlOption = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes to show")] = 5,
+    repository: RepositoryOption = None,
+    cache: CacheOption = None,
+) -> None:
+    """Say what is on a photograph: by a server with --url, else in this process."""
+    with _said():
+        try:
+            content = photo.read_bytes()
+        except OSError as error:
+            raise RepositoryError(f"{photo} cannot be read: {error.strerror}", cure="name an image file") from error
+        if url:
+            answer = _post(f"{url}/predict/{model}", params={"top_k": top_k}, content=content)
+        else:
+            answer = asyncio.run(_predict_here(_settings(repository=repository, cache=cache), model, content, top_k))
+    for each in answer["predictions"]:
+        out.print(f"{each['probability']:8.4f}  {escape(each['label'])}")
+
+
+async def _predict_here(settings: Settings, model: str, content: bytes, top_k: int) -> dict[str, Any]:
+    logs.configure(settings.model_copy(update={"log_level": "warning"}))
+    if model not in (known := Repository(settings.repository).names()):
+        raise ModelNotFound(f"there is no model {model}", cure=f"the repository has {', '.join(known)}")
+    decoders = DecodePool(1, settings.max_decode_images, settings.max_image_pixels)
+    registry = Registry(settings.model_copy(update={"models": (model,)}), decoders, Lifecycle())
+    decoders.start()
+    try:
+        await registry.refresh()
+        with registry.lease(model) as servable:
+            outcome = await servable.predict([content], top_k, time.monotonic() + settings.request_timeout_seconds)
+            return PredictAnswer.of(servable, outcome).model_dump()
+    finally:
+        await registry.close()
+        decoders.close()
+
+
+@app.command()
+def check(repository: RepositoryOption = None) -> None:
+    """Validate a model repository and say what is wrong with it."""
+    settings = _settings(repository=repository)
+    problems = count = 0
+    with _said():
+        for name, number, found in _versions(Repository(settings.repository)):
+            count += 1
+            title = name if number is None else f"{name} version {number}"
+            if isinstance(found, ServiceError):
+                problems += 1
+                _complain(found, title)
+            else:
+                out.print(f"{title}: sound")
+    if not count:
+        problems += 1
+        _complain(
+            RepositoryError("the repository is empty", cure="make a directory for a model in it"),
+            str(settings.repository),
+        )
+    raise typer.Exit(1 if problems else 0)
+
+
+def _settings(**overrides: object) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            err.print(f"MENAGERIE_{name.upper()}: {escape(problem['msg'])}")
+        raise typer.Exit(2) from None
+
+
+def _chosen(repository: Repository, names: list[str] | None) -> list[str]:
+    known = repository.names()
+    for name in names or ():
+        if name not in known:
+            raise ModelNotFound(f"there is no model {name}", cure=f"the repository has {', '.join(known)}")
+    return names or known
+
+
+def _get(url: str) -> Any:
+    return _answer(lambda: httpx.get(url, timeout=HTTP_TIMEOUT_SECONDS), url)
+
+
+def _post(url: str, *, params: dict[str, int], content: bytes) -> Any:
+    headers = {"Content-Type": "application/octet-stream"}
+    return _answer(
+        lambda: httpx.post(url, params=params, content=content, headers=headers, timeout=HTTP_TIMEOUT_SECONDS), url
+    )
+
+
+def _answer(send: Any, url: str) -> Any:
+    """The JSON of an answer; an error of the server is raised as it was told."""
+    try:
+        answer = send()
+        body = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise RepositoryError(
+            f"no Menagerie answers at {url}: {error}", cure="start one with: menagerie serve"
+        ) from error
+    if answer.is_error and isinstance(body, dict) and "error" in body:
+        raise ServiceError(body["error"]["message"], cure=body["error"]["cure"])
+    return body
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """An expected error becomes two lines and exit code 1, not a traceback."""
+    try:
+        yield
+    except ServiceError as error:
+        _complain(error)
+        raise typer.Exit(1) from None
+
+
+def _complain(error: ServiceError, title: str = "") -> None:
+    err.print(f"[red]{escape(f'{title}: ' if title else '')}{escape(error.message)}[/red]\n  {escape(error.cure)}")
+
+
+def main() -> None:
+    """Entry point of `menagerie`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""create_app(settings): the lifespan, the routes, and the one error handler."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import TypedDict
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.body import BodyReader
+from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
+from service.lifecycle import Lifecycle
+from service.machine import usable_cores
+from service.middleware import Facts, RequestMiddleware, error_response
+from service.preprocess import DecodePool, tune_malloc
+from service.registry import Registry
+from service.routes import router
+from service.settings import Settings
+
+
+class State(TypedDict):
+    """What requests share, as `request.state`."""
+
+    settings: Settings
+    lifecycle: Lifecycle
+    bodies: BodyReader
+    registry: Registry
+
+
+def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
+    """The application. It takes requests at once, and is ready once its models are loaded."""
+    lifecycle = lifecycle or Lifecycle()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        tune_malloc()
+        decoders = DecodePool(
+            settings.decode_threads or usable_cores(), settings.max_decode_images, settings.max_image_pixels
+        )
+        decoders.start()
+        registry = Registry(settings, decoders, lifecycle)
+        registry.start()
+        yield State(settings=settings, lifecycle=lifecycle, bodies=BodyReader(settings), registry=registry)
+        await registry.close()
+        decoders.close()
+
+    app = FastAPI(
+        title="Menagerie",
+        summary=metadata.metadata("menagerie")["Summary"],
+        version=metadata.version("menagerie"),
+        lifespan=lifespan,
+    )
+    app.include_router(router)
+    app.add_middleware(RequestMiddleware)
+    for kind in (ServiceError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, answer_error)
+    return app
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Every error in one shape; what the framework raises is said in our words."""
+    if isinstance(error, RequestValidationError):
+        problem = error.errors()[0]
+        error = InvalidInput(f"{problem['loc'][-1]}: {problem['msg']}", cure="GET /docs shows what each route takes")
+    elif isinstance(error, HTTPException):
+        wrong = MethodNotAllowed if error.status_code == MethodNotAllowed.status else RouteNotFound
+        error = wrong(f"{request.method} is not to be had here")
+    assert isinstance(error, ServiceError)
+    Facts.of(request).outcome = error.code
+    return error_response(error)

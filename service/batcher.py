@@ -1,0 +1,231 @@
+"""Groups concurrent items into one engine call.
+
+Work-conserving: an idle engine with a waiting item starts at once; while it runs, the queue fills. Callers live on the
+event loop, and one runner thread calls the engine; between them stand one lock and, for each batch, one call back.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from service.engine import DeviceLost
+from service.errors import DeadlinePassed, InferenceFailed, ModelNotReady, QueueFull, ServiceError
+
+Array = np.ndarray[Any, Any]
+Run = Callable[[Array], Array]
+
+logger = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """What the engine said of one item, and how long it took."""
+
+    row: Array
+    queue_seconds: float
+    inference_seconds: float
+
+
+class Observer(Protocol):
+    """Is told of every engine call, on the runner thread."""
+
+    def executed(self, images: int, queue_seconds: Sequence[float], inference_seconds: float) -> None:
+        """One call of the engine: how many items, how long each had waited, how long the call took."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One input on its way through the engine; its future is settled once, on the event loop."""
+
+    value: Array
+    enqueued: float
+    deadline: float
+    result: asyncio.Future[Answer | ServiceError]
+
+    def settle(self, outcome: Answer | ServiceError) -> None:
+        """Answers the caller, unless the caller has gone."""
+        if not self.result.done():
+            self.result.set_result(outcome)
+
+
+class Batcher:
+    """A bounded queue before one engine. Every method but the runner's own is called on the event loop."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        name: str,
+        max_batch_size: int,
+        max_queue_images: int,
+        max_queue_bytes: int,
+        max_queue_delay_seconds: float = 0.0,
+        observer: Observer | None = None,
+        on_device_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._run = run
+        self._name = name
+        self._max_batch_size = max_batch_size
+        self._max_queue_images = max_queue_images
+        self._max_queue_bytes = max_queue_bytes
+        self._max_queue_delay_seconds = max_queue_delay_seconds
+        self._observer = observer
+        self._on_device_lost = on_device_lost
+        self._queue: deque[Item] = deque()
+        self._queued_bytes = 0
+        self._changed = threading.Condition()  # guards the queue, its bytes and the flag below
+        self._closing = False
+        self._running_since: float | None = None
+        self._runner = threading.Thread(target=self._serve, name=f"runner-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Starts the runner thread, which answers to the event loop that calls this."""
+        self._loop = asyncio.get_running_loop()
+        self._runner.start()
+
+    async def close(self) -> None:
+        """Refuses new items, answers those that wait, then ends the runner."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._runner.ident is not None:
+            await asyncio.to_thread(self._runner.join)
+
+    def depth(self) -> int:
+        """Items waiting, not yet in the engine."""
+        return len(self._queue)
+
+    def stuck_seconds(self) -> float:
+        """How long the present engine call has been running; 0 between calls."""
+        since = self._running_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    async def submit(self, values: Sequence[Array], deadline: float) -> list[Answer | ServiceError]:
+        """An outcome for each value, in order; all are admitted or none.
+
+        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady, DeadlinePassed. When the caller
+        is cancelled, what still waits is never run.
+        """
+        items = self._enqueue(values, deadline)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await asyncio.gather(*(item.result for item in items))
+        except TimeoutError:
+            raise DeadlinePassed("the answer was not ready before the deadline") from None
+        finally:
+            for item in items:
+                item.result.cancel()
+
+    def _enqueue(self, values: Sequence[Array], deadline: float) -> list[Item]:
+        now, size = time.monotonic(), sum(value.nbytes for value in values)
+        items = [Item(value, now, deadline, self._loop.create_future()) for value in values]
+        with self._changed:
+            if self._closing:
+                raise ModelNotReady(f"{self._name} is being unloaded")
+            if not self._has_room(len(items), size):
+                self._forget_gone()
+                if not self._has_room(len(items), size):
+                    raise QueueFull(f"{len(self._queue)} images wait for {self._name} already")
+            self._queue.extend(items)
+            self._queued_bytes += size
+            self._changed.notify()
+        return items
+
+    def _has_room(self, images: int, size: int) -> bool:
+        return (
+            len(self._queue) + images <= self._max_queue_images and self._queued_bytes + size <= self._max_queue_bytes
+        )
+
+    def _forget_gone(self) -> None:
+        """Drops the items whose callers have gone, so that they keep no place."""
+        self._queue = deque(item for item in self._queue if not item.result.done())
+        self._queued_bytes = sum(item.value.nbytes for item in self._queue)
+
+    # From here on: the runner thread.
+
+    def _serve(self) -> None:
+        while batch := self._take():
+            self._execute(batch)
+
+    def _take(self) -> list[Item]:
+        """Blocks until there is a batch; an empty one means that the batcher is closed and its queue answered."""
+        with self._changed:
+            while True:
+                if batch := self._pop_batch():
+                    return batch
+                if self._closing and not self._queue:
+                    return []
+                self._changed.wait(self._patience())
+
+    def _patience(self) -> float | None:
+        """Seconds until the oldest item has waited long enough; None where nothing waits."""
+        if not self._queue:
+            return None
+        return max(0.0, self._queue[0].enqueued + self._max_queue_delay_seconds - time.monotonic())
+
+    def _pop_batch(self) -> list[Item]:
+        """Up to max_batch_size items whose callers still wait; none while the oldest may wait for company."""
+        now = time.monotonic()
+        full = len(self._queue) >= self._max_batch_size
+        batch: list[Item] = []
+        if not (full or self._closing or self._patience() == 0.0):
+            return batch
+        while self._queue and len(batch) < self._max_batch_size:
+            item = self._queue.popleft()
+            self._queued_bytes -= item.value.nbytes
+            if not item.result.done() and item.deadline > now:
+                batch.append(item)
+        return batch
+
+    def _execute(self, batch: list[Item]) -> None:
+        started = self._running_since = time.monotonic()
+        rows = self._attempt([item.value for item in batch])
+        seconds = time.monotonic() - started
+        self._running_since = None
+        waits = [started - item.enqueued for item in batch]
+        outcomes = [
+            row if isinstance(row, ServiceError) else Answer(row, wait, seconds)
+            for row, wait in zip(rows, waits, strict=True)
+        ]
+        if self._observer is not None:
+            self._observer.executed(len(batch), waits, seconds)
+        try:
+            self._loop.call_soon_threadsafe(_settle, batch, outcomes)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            logger.debug("%s: the event loop ended before a batch", self._name)
+
+    def _attempt(self, values: list[Array]) -> Sequence[Array | ServiceError]:
+        """A row or an error for each value. A failing batch is halved until what fails stands alone.
+
+        Halving also makes room where a GPU's memory was too small for the whole batch.
+        """
+        try:
+            rows = self._run(np.stack(values))
+            if len(rows) != len(values):
+                raise ValueError(f"{len(rows)} rows for {len(values)} items")  # noqa: TRY301 - handled like the engine's
+        except DeviceLost as error:
+            logger.exception("%s: the device is lost", self._name)
+            self._on_device_lost()
+            return [error] * len(values)
+        except Exception:
+            if len(values) == 1:
+                logger.exception("%s: inference failed", self._name)
+                return [InferenceFailed("the model could not run on this input")]
+            middle = len(values) // 2
+            return [*self._attempt(values[:middle]), *self._attempt(values[middle:])]
+        sound = [bool(np.isfinite(row).all()) for row in rows]
+        return [
+            row if ok else InferenceFailed("the model gave a result that is not a number")
+            for row, ok in zip(rows, sound, strict=True)
+        ]
+
+
+def _settle(batch: Sequence[Item], outcomes: Sequence[Answer | ServiceError]) -> None:
+    for item, outcome in zip(batch, outcomes, strict=True):
+        item.settle(outcome)

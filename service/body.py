@@ -1,0 +1,143 @@
+"""Request bodies -> items: received under caps and a deadline, then read as an image, multipart or JSON."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import (
+    BadRequest,
+    BodyTimeout,
+    BodyTooLarge,
+    EmptyBody,
+    InvalidInput,
+    QueueFull,
+    ServiceError,
+    UnsupportedMediaType,
+)
+from service.servable import Item
+from service.settings import Settings
+
+_MAX_FORM_FIELDS = 8
+
+
+class BodyReader:
+    """Receives bodies, and knows how many bytes of them the server holds at the moment."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._held_bytes = 0
+
+    @asynccontextmanager
+    async def receive(self, request: Request) -> AsyncIterator[bytes]:
+        """The whole body, which counts as held until the context ends.
+
+        Raises BodyTooLarge, BodyTimeout, QueueFull, EmptyBody; starlette's ClientDisconnect where the client goes.
+        """
+        limit = self._settings.max_body_bytes
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            raise self._too_large(int(declared))
+        chunks: list[bytes] = []
+        held = 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_seconds):
+                async for chunk in request.stream():
+                    held += len(chunk)
+                    self._held_bytes += len(chunk)
+                    if held > limit:
+                        raise self._too_large(held)
+                    if self._held_bytes > self._settings.max_inflight_body_bytes:
+                        raise QueueFull("the server holds as many bytes of requests as it may")
+                    chunks.append(chunk)
+            if not held:
+                raise EmptyBody("the request has no body")
+            yield b"".join(chunks)
+        except TimeoutError:
+            raise BodyTimeout(f"the body did not arrive within {self._settings.body_timeout_seconds:g} s") from None
+        finally:
+            self._held_bytes -= held
+
+    def _too_large(self, size: int) -> BodyTooLarge:
+        return BodyTooLarge(f"the body has {size} bytes or more, and {self._settings.max_body_bytes} are allowed")
+
+    async def items(self, body: bytes, headers: Mapping[str, str]) -> Sequence[Item | ServiceError]:
+        """What is to be predicted, in order. Raises UnsupportedMediaType, BadRequest, InvalidInput."""
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type == "multipart/form-data":
+            items: Sequence[Item | ServiceError] = await self._files(body, headers)
+        elif media_type == "application/json":
+            items = _instances(body)
+        elif media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
+            items = [body]
+        else:
+            raise UnsupportedMediaType(f"a body of the type {media_type[:64]!r} is not taken")
+        if len(items) > self._settings.max_images_per_request:
+            raise InvalidInput(
+                f"the request has {len(items)} items, and {self._settings.max_images_per_request} are allowed",
+                cure="send them in several requests",
+            )
+        return items
+
+    async def _files(self, body: bytes, headers: Mapping[str, str]) -> list[Item | ServiceError]:
+        async def stream() -> AsyncIterator[bytes]:
+            yield body
+
+        parser = MultiPartParser(
+            headers,  # type: ignore[arg-type]  # Starlette's own Headers, seen here as a mapping
+            stream(),  # type: ignore[arg-type]  # an async generator is what request.stream() gives as well
+            max_files=self._settings.max_images_per_request + 1,
+            max_fields=_MAX_FORM_FIELDS,
+        )
+        parser.spool_max_size = len(body) + 1  # the body is in memory already: nothing is written to disk
+        try:
+            form = await parser.parse()
+        except (MultiPartException, KeyError) as error:
+            reason = error.message if isinstance(error, MultiPartException) else "the boundary is missing"
+            raise BadRequest(
+                f"the multipart body cannot be read: {reason}", cure="send it with curl -F file=@photo.jpg"
+            ) from error
+        files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if not files:
+            raise EmptyBody("the form has no file", cure="send one with curl -F file=@photo.jpg")
+        return [file or EmptyBody("the file is empty") for file in files]
+
+
+def _instances(body: bytes) -> list[Item | ServiceError]:
+    try:
+        document = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}", cure='send {"instances": [...]}') from error
+    instances = document.get("instances") if isinstance(document, dict) else None
+    if not isinstance(instances, list) or not instances:
+        raise InvalidInput(
+            "the body has no list of instances",
+            cure='send {"instances": [[5.1, 3.5, 1.4, 0.2]]} or {"instances": [{"b64": "..."}]}',
+        )
+    return [_instance(instance) for instance in instances]
+
+
+def _instance(instance: Any) -> Item | ServiceError:
+    """An image's bytes from {"b64": ...}, or an array of float32 from nested lists."""
+    if isinstance(instance, dict):
+        try:
+            return base64.b64decode(instance["b64"], validate=True) or EmptyBody("the image is empty")
+        except (KeyError, TypeError, ValueError, binascii.Error):
+            return InvalidInput('an instance is not an image in base64: {"b64": "..."}')
+    try:
+        numbers = np.asarray(instance)
+    except ValueError:  # lists of different lengths
+        return InvalidInput("an instance has rows of different lengths")
+    if numbers.dtype.kind not in "iuf":
+        return InvalidInput("an instance holds something else than numbers")
+    with np.errstate(over="ignore"):
+        floats = numbers.astype(np.float32)
+    return floats if np.isfinite(floats).all() else InvalidInput("an instance holds a number beyond float32")

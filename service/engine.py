@@ -1,0 +1,229 @@
+"""An ONNX Runtime session: providers, buckets, warm-up, run."""
+
+import ctypes
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: since 1.29 the Linux wheels report home by default
+import onnxruntime
+
+from service.errors import EngineError
+from service.settings import Settings
+
+Array = np.ndarray[Any, Any]
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_WANTED = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
+
+# After these the CUDA context answers nothing any more: 700 illegal address, 716 misaligned, 719 launch failure.
+_FATAL = (
+    "CUDA failure 700",
+    "CUDA failure 716",
+    "CUDA failure 719",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+)
+
+
+class DeviceLost(EngineError):
+    """The GPU's context is poisoned: every later call of this process fails too."""
+
+    code = "device_lost"
+    cure = "the server restarts itself; send again"
+    status = 503
+    retry_after_seconds = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a session would be made on a given host: plain data, to be read back."""
+
+    providers: tuple[tuple[str, Mapping[str, str]], ...]
+    """In order of preference, each with its options."""
+    intra_op_threads: int
+    buckets: tuple[int, ...]
+    """Batch sizes to warm, ascending; the last is the largest batch."""
+    pads: bool
+    """Whether a batch is filled up to a bucket: on a GPU every new size costs a search or a build."""
+    require_gpu: bool
+
+    @property
+    def provider(self) -> str:
+        """The provider that is meant to run the model."""
+        return self.providers[0][0]
+
+
+def plan(
+    settings: Settings,
+    *,
+    gpus: Sequence[str],
+    cores: int,
+    max_batch_size: int | None = None,
+    precision: Literal["fp32", "fp16"] = "fp32",
+    fingerprint: str = "",
+    item_shape: Sequence[int] = (),
+    available: Sequence[str] | None = None,
+) -> Plan:
+    """Chooses providers and options for a host with these GPUs and cores.
+
+    `item_shape` is one item's, without the batch; `available` are the providers that this ONNX Runtime was built with.
+    Raises EngineError where the settings ask for a GPU and there is none.
+    """
+    available = onnxruntime.get_available_providers() if available is None else available
+    wanted = settings.provider if settings.provider != "auto" else ("cuda" if gpus else "cpu")
+    missing = [name for name in _WANTED[wanted] if name not in available]
+    on_gpu = wanted != "cpu" and not missing and settings.device_id < len(gpus)
+    if settings.require_gpu and not on_gpu:
+        reason = f"ONNX Runtime lacks {', '.join(missing)}" if missing else f"the driver shows {len(gpus)} GPUs"
+        raise EngineError(
+            f"require_gpu is set, and a model would run on the CPU: provider is {wanted}, {reason}",
+            cure="start the container with --gpus all, or install the driver; or unset MENAGERIE_REQUIRE_GPU",
+        )
+    names = _WANTED[wanted] if on_gpu else [CPU]
+    buckets = _buckets(max_batch_size or settings.max_batch_size)
+    options: dict[str, Mapping[str, str]] = {CPU: {}}
+    if on_gpu:
+        options[CUDA] = _cuda_options(settings, precision)
+        options[TENSORRT] = _tensorrt_options(settings, fingerprint, gpus[settings.device_id], item_shape, buckets)
+    return Plan(
+        providers=tuple((name, options[name]) for name in names),
+        intra_op_threads=1 if on_gpu else settings.intra_op_threads or cores,
+        buckets=buckets,
+        pads=on_gpu,
+        require_gpu=settings.require_gpu,
+    )
+
+
+def _buckets(largest: int) -> tuple[int, ...]:
+    """Powers of two up to the largest batch, and that one itself."""
+    powers = [1 << exponent for exponent in range(largest.bit_length())]
+    return tuple(sorted({size for size in powers if size < largest} | {largest}))
+
+
+def _cuda_options(settings: Settings, precision: str) -> dict[str, str]:
+    return {
+        "device_id": str(settings.device_id),
+        "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE searches 0.3 to 1.3 s for every new batch size
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",  # parity was measured in fp32
+        "prefer_nhwc": "1" if precision == "fp16" else "0",
+    }
+
+
+def _tensorrt_options(
+    settings: Settings, fingerprint: str, gpu: str, item_shape: Sequence[int], buckets: tuple[int, ...]
+) -> dict[str, str]:
+    """An engine file fits one model, ONNX Runtime, TensorRT and GPU: each has its directory."""
+    key = "-".join([fingerprint[:16], onnxruntime.__version__, gpu.replace(" ", "_").replace("/", "_")])
+    cache = str(settings.cache / "tensorrt" / key)
+    name = "pixels" if len(item_shape) == 3 else "numbers"  # noqa: PLR2004
+    profile = {
+        f"trt_profile_{which}_shapes": f"{name}:{'x'.join(map(str, (size, *item_shape)))}"
+        for which, size in (("min", 1), ("opt", buckets[-1]), ("max", buckets[-1]))
+    }
+    return {
+        "device_id": str(settings.device_id),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": cache,
+        **profile,
+    }
+
+
+class Engine:
+    """Runs batches of one ONNX model. `run` may be called from one thread at a time; no call may outlive `close`."""
+
+    def __init__(self, content: bytes, plan: Plan) -> None:
+        self.plan = plan
+        self._content: bytes | None = content
+        self._session: onnxruntime.InferenceSession | None = None
+
+    @property
+    def provider(self) -> str:
+        """The provider that really runs the model."""
+        return str(self._opened().get_providers()[0])
+
+    def open(self) -> None:
+        """Makes the session and runs every bucket once: only after a real inference is a model ready.
+
+        Raises EngineError where ONNX Runtime refuses the model, or fell to the CPU though require_gpu is set.
+        """
+        for name, options in self.plan.providers:
+            if name == TENSORRT:
+                Path(options["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
+        if self.plan.provider != CPU:
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from site-packages, where no system-wide ones are
+        try:
+            self._session = onnxruntime.InferenceSession(
+                self._content, sess_options=self._options(), providers=list(self.plan.providers)
+            )
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            raise EngineError("ONNX Runtime cannot open the model") from error
+        self._content = None
+        if self.plan.require_gpu and self.provider == CPU:
+            raise EngineError(
+                f"{self.plan.provider} could not start and the model fell back to the CPU, though require_gpu is set",
+                cure="the log has ONNX Runtime's reason; most often CUDA 13 or cuDNN 9 is not installed",
+            )
+        self._warm()
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.plan.intra_op_threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes the decoders' cores
+        options.log_severity_level = 3
+        return options
+
+    def _warm(self) -> None:
+        source = self._opened().get_inputs()[0]
+        dtype = np.uint8 if source.type == "tensor(uint8)" else np.float32
+        sizes = self.plan.buckets if self.plan.pads else (1, self.plan.buckets[-1])
+        for size in sizes:
+            try:
+                self.run(np.zeros((size, *source.shape[1:]), dtype))
+            except EngineError:
+                raise
+            except Exception as error:
+                raise EngineError(f"the model does not run at batch {size}") from error
+
+    def run(self, batch: Array) -> Array:
+        """Probabilities [N, classes] of a batch [N, ...], N at most the largest bucket. Raises DeviceLost."""
+        count = len(batch)
+        if self.plan.pads:
+            bucket = next(size for size in self.plan.buckets if size >= count)
+            batch = np.concatenate([batch, np.repeat(batch[-1:], bucket - count, axis=0)]) if bucket > count else batch
+        session = self._opened()
+        try:
+            rows: Array = session.run(["probabilities"], {session.get_inputs()[0].name: batch})[0]
+        except Exception as error:
+            if any(text in str(error) for text in _FATAL):
+                raise DeviceLost("the GPU failed in a way that only a new process repairs") from error
+            raise
+        return rows[:count]
+
+    def close(self) -> None:
+        """Gives the session's memory back to the system."""
+        self._session = None
+        gc.collect()
+        trim_memory()
+
+    def _opened(self) -> onnxruntime.InferenceSession:
+        if self._session is None:
+            raise EngineError("the engine is not open")
+        return self._session
+
+
+def trim_memory() -> None:
+    """Glibc keeps freed memory for itself; this hands it back. Elsewhere there is nothing to do."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return

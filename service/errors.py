@@ -1,0 +1,202 @@
+"""Every error that a client can meet: its HTTP status, its code, and its cure."""
+
+from collections.abc import Mapping
+
+
+class ServiceError(Exception):
+    """An error with a stable `code`, the HTTP `status` that goes with it, and what the caller can do about it.
+
+    The message is the server's own words: never a path, never a library's text.
+    """
+
+    status = 500
+    code = "internal_error"
+    cure = "try again; if it persists, tell the operator the X-Request-ID of this answer"
+    retry_after_seconds: int | None = None
+
+    def __init__(self, message: str, *, cure: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure or self.cure
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """HTTP headers that go with the error."""
+        return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
+
+
+# The request is wrong.
+
+
+class BadRequest(ServiceError):
+    """The request cannot be understood."""
+
+    status = 400
+    code = "bad_request"
+    cure = "GET /docs shows what each route takes"
+
+
+class EmptyBody(ServiceError):
+    """There is no image."""
+
+    status = 400
+    code = "empty_body"
+    cure = "send the image as the body: curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' URL"
+
+
+class ModelNotFound(ServiceError):
+    """No model, or no loaded version, has that name."""
+
+    status = 404
+    code = "model_not_found"
+    cure = "GET /models lists all"
+
+
+class RouteNotFound(ServiceError):
+    """No route has that path."""
+
+    status = 404
+    code = "route_not_found"
+    cure = "GET /docs shows every route"
+
+
+class MethodNotAllowed(ServiceError):
+    """The route exists, with another method."""
+
+    status = 405
+    code = "method_not_allowed"
+    cure = "GET /docs shows every route with its method"
+
+
+class BodyTimeout(ServiceError):
+    """The body came too slowly."""
+
+    status = 408
+    code = "body_timeout"
+    cure = "send a smaller image, or send it faster"
+
+
+class BodyTooLarge(ServiceError):
+    """The body has too many bytes."""
+
+    status = 413
+    code = "body_too_large"
+    cure = "send a smaller image: models see a few hundred pixels"
+
+
+class ImageTooLarge(ServiceError):
+    """The image has too many pixels, by its header."""
+
+    status = 413
+    code = "image_too_large"
+    cure = "resize the image before sending it: models see a few hundred pixels"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The Content-Type is none that the route takes."""
+
+    status = 415
+    code = "unsupported_media_type"
+    cure = "send the image with -H 'Content-Type: image/jpeg', as multipart with -F file=@photo.jpg, or JSON"
+
+
+class UnsupportedImage(ServiceError):
+    """The bytes are not an image of a supported format."""
+
+    status = 415
+    code = "unsupported_image"
+    cure = "send a JPEG, PNG, WebP, BMP or GIF"
+
+
+class UndecodableImage(ServiceError):
+    """The bytes begin like an image, and are broken."""
+
+    status = 422
+    code = "undecodable_image"
+    cure = "check that the file opens in a viewer and was sent whole"
+
+
+class UnsupportedAspectRatio(ServiceError):
+    """The image is a strip."""
+
+    status = 422
+    code = "unsupported_aspect_ratio"
+    cure = "crop the image: the longer side may be at most 100 times the shorter"
+
+
+class InvalidInput(ServiceError):
+    """A value of the request is not what the model or the route takes."""
+
+    status = 422
+    code = "invalid_input"
+    cure = "GET /models/<model> shows the input that the model takes"
+
+
+# The server is busy, or is not ready.
+
+
+class QueueFull(ServiceError):
+    """More is waiting than the settings allow."""
+
+    status = 429
+    code = "queue_full"
+    cure = "wait for Retry-After seconds and send again"
+    retry_after_seconds = 1
+
+
+class ModelNotReady(ServiceError):
+    """The model is loading, or could not be loaded."""
+
+    status = 503
+    code = "model_not_ready"
+    cure = "GET /models/<model> shows its state and the reason"
+    retry_after_seconds = 5
+
+
+class ShuttingDown(ServiceError):
+    """The server is stopping."""
+
+    status = 503
+    code = "shutting_down"
+    cure = "send to another replica, or again once the server is back"
+    retry_after_seconds = 5
+
+
+class DeadlinePassed(ServiceError):
+    """The answer was not ready in time."""
+
+    status = 504
+    code = "deadline_passed"
+    cure = "send fewer requests at once, or raise MENAGERIE_REQUEST_TIMEOUT_SECONDS"
+
+
+class InferenceFailed(ServiceError):
+    """The engine failed on this item, alone."""
+
+    status = 500
+    code = "inference_failed"
+    cure = "the server's log has the cause, under the X-Request-ID of this answer"
+
+
+# The operator meets these: at start, in a log, in GET /models/<model>.
+
+
+class RepositoryError(ServiceError):
+    """The model repository holds something that cannot be served."""
+
+    code = "repository_error"
+    cure = "menagerie check names every problem of a model repository"
+
+
+class ConversionError(ServiceError):
+    """An artifact could not become ONNX."""
+
+    code = "conversion_failed"
+    cure = "menagerie convert MODEL shows every step"
+
+
+class EngineError(ServiceError):
+    """ONNX Runtime could not open or run a model as the settings ask."""
+
+    code = "engine_error"
+    cure = "the server's log has ONNX Runtime's own words"

@@ -1,0 +1,42 @@
+"""What this host has: processor cores and GPUs."""
+
+import ctypes
+import os
+from pathlib import Path
+
+_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
+    """Cores that this process may use: its affinity, and in a container its share of them. At least 1."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = cgroup.read_text(encoding="ascii").split()
+        cores = min(cores, round(int(quota) / int(period)))
+    except (OSError, ValueError):  # no cgroup, or its quota is "max"
+        pass
+    return max(1, cores)
+
+
+def gpu_names() -> list[str]:
+    """Names of the NVIDIA GPUs that the driver shows, in device order.
+
+    ONNX Runtime's GPU package lists its CUDA provider on hosts without a GPU too, so the driver is asked.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    names = []
+    for index in range(count.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(100)
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(name, len(name), device)
+        names.append(name.value.decode(errors="replace"))
+    return names

@@ -1,0 +1,92 @@
+"""Every metric. Label values come from the registry and from errors.py, never from a client."""
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+__all__ = ["CONTENT_TYPE_LATEST", "ServableMetrics", "generate_latest"]
+
+disable_created_metrics()  # a series more for each series, which nobody reads
+
+NO_MODEL = "none"
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LONG_SECONDS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_SERVABLE = ("model", "version")
+
+REQUESTS = Counter(
+    "serving_requests", "Prediction requests answered; outcome is ok or the error's code", (*_SERVABLE, "outcome")
+)
+REQUEST_SECONDS = Histogram(
+    "serving_request_seconds", "From a prediction request's first byte to its answer", _SERVABLE, buckets=_SECONDS
+)
+DECODE_SECONDS = Histogram(
+    "serving_decode_seconds", "Image bytes to pixels, the wait for a thread included", _SERVABLE, buckets=_SECONDS
+)
+QUEUE_SECONDS = Histogram("serving_queue_seconds", "An item's wait for the engine", _SERVABLE, buckets=_SECONDS)
+INFERENCE_SECONDS = Histogram("serving_inference_seconds", "One engine call", _SERVABLE, buckets=_SECONDS)
+BATCH_SIZE = Histogram("serving_batch_size", "Items in one engine call", _SERVABLE, buckets=_SIZES)
+QUEUE_DEPTH = Gauge("serving_queue_depth", "Items waiting for the engine", _SERVABLE)
+INFLIGHT_IMAGES = Gauge("serving_inflight_images", "Images being decoded, waiting or in the engine", _SERVABLE)
+
+LOADS = Counter("serving_loads", "Versions loaded; outcome is ok or failed", ("model", "outcome"))
+LOAD_SECONDS = Histogram("serving_load_seconds", "Opening and warming a version", ("model",), buckets=_LONG_SECONDS)
+SWAPS = Counter("serving_swaps", "Live versions replaced by another", ("model",))
+SWAP_SECONDS = Histogram(
+    "serving_swap_seconds", "From the new version's going live to the old one's end", ("model",), buckets=_LONG_SECONDS
+)
+CONVERSIONS = Counter("serving_conversions", "Conversions; outcome is ok or failed", ("model", "outcome"))
+CONVERSION_SECONDS = Histogram("serving_conversion_seconds", "One conversion", ("model",), buckets=_LONG_SECONDS)
+MODEL_STATE = Gauge("serving_model_state", "1 for the state that a version is in", (*_SERVABLE, "state"))
+MODEL_INFO = Gauge(
+    "serving_model_info", "1 for each loaded version, with where it runs", (*_SERVABLE, "provider", "precision")
+)
+
+
+def count_request(model: str, version: str, outcome: str, seconds: float) -> None:
+    """One answered request; `model` is NO_MODEL where none was found."""
+    REQUESTS.labels(model, version, outcome).inc()
+    REQUEST_SECONDS.labels(model, version).observe(seconds)
+
+
+class ServableMetrics:
+    """The metrics of one loaded version, each looked up once."""
+
+    def __init__(self, model: str, version: int) -> None:
+        self._labels = labels = (model, str(version))
+        self.decode_seconds = DECODE_SECONDS.labels(*labels)
+        self._queue_seconds = QUEUE_SECONDS.labels(*labels)
+        self._inference_seconds = INFERENCE_SECONDS.labels(*labels)
+        self._batch_size = BATCH_SIZE.labels(*labels)
+        self.inflight_images = INFLIGHT_IMAGES.labels(*labels)
+        self._info: tuple[str, ...] | None = None
+
+    def executed(self, images: int, queue_seconds: Sequence[float], inference_seconds: float) -> None:
+        """One engine call: how many items, how long each had waited, how long the call took."""
+        self._batch_size.observe(images)
+        self._inference_seconds.observe(inference_seconds)
+        for seconds in queue_seconds:
+            self._queue_seconds.observe(seconds)
+
+    def watch_queue(self, depth: Callable[[], float]) -> None:
+        """Reads the queue's depth whenever Prometheus asks."""
+        QUEUE_DEPTH.labels(*self._labels).set_function(depth)
+
+    def describe(self, provider: str, precision: str) -> None:
+        """Says where the version runs."""
+        self._info = (*self._labels, provider, precision)
+        MODEL_INFO.labels(*self._info).set(1)
+
+    def forget(self) -> None:
+        """The version is gone: it waits for nothing and runs nowhere. Counters and histograms stay, as counts must."""
+        QUEUE_DEPTH.remove(*self._labels)
+        INFLIGHT_IMAGES.remove(*self._labels)
+        if self._info is not None:
+            MODEL_INFO.remove(*self._info)

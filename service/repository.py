@@ -1,0 +1,170 @@
+"""The model repository on disk: list, resolve, read what was published."""
+
+import hashlib
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from models import catalog
+from models.artifact import (
+    MANIFEST_FILE,
+    MODEL_NAME,
+    ONNX_FILE,
+    Artifact,
+    ArtifactError,
+    Batching,
+    Manifest,
+    ModelConfig,
+    resolve,
+)
+from service.errors import RepositoryError
+
+CONFIG_FILE = "model.toml"
+OVERRIDE_FILE = "artifact.toml"
+
+Signature = tuple[tuple[str, int, int], ...]
+"""Name, size in bytes and change time of each file that a version is made of: another signature is another artifact."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of one model, resolved: ready to open where it was published, else to convert."""
+
+    model: str
+    number: int
+    batching: Batching
+    source: Artifact | Path
+    """What is to be converted, or the directory that holds the published files."""
+
+
+class Repository:
+    """A directory of `<model>/model.toml` and `<model>/<version>/`. It is only read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Models, in alphabetical order; hidden directories are none. Raises RepositoryError where there is no root."""
+        try:
+            return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        except OSError as error:
+            raise RepositoryError(
+                f"the model repository {self.root} cannot be read: {error.strerror}",
+                cure="set MENAGERIE_REPOSITORY to a directory of models",
+            ) from error
+
+    def wanted(self, name: str) -> list[int]:
+        """The versions of a model that its model.toml asks to be loaded, ascending. Raises RepositoryError."""
+        config = self._config(name)
+        present = sorted(
+            int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and _is_version(path.name)
+        )
+        if not present:
+            raise RepositoryError(
+                f"model {name} has no version", cure=f"put its weights into {name}/1/, such as {name}/1/weights.pth"
+            )
+        if config.versions == "all":
+            return present
+        if config.versions == "latest":
+            return present[-1:]
+        if absent := sorted(set(config.versions) - set(present)):
+            raise RepositoryError(
+                f"model.toml of {name} asks for version {absent[0]}, and there is none",
+                cure=f"correct versions; present are {', '.join(map(str, present))}",
+            )
+        return sorted(set(config.versions))
+
+    def signature(self, name: str, number: int) -> Signature:
+        """What tells one state of a version's files from another."""
+        model = self.root / name
+        paths = [*model.glob("*.t[ox][ml][lt]"), *(model / str(number)).rglob("*")]
+        stats = ((str(path.relative_to(model)), path.lstat()) for path in sorted(paths))
+        return tuple((path, found.st_size, found.st_ctime_ns) for path, found in stats)
+
+    def is_settled(self, name: str, number: int, seconds: float) -> bool:
+        """Whether nobody has written to the version's files for that long: a copy under way is not a version yet."""
+        newest = max((changed for _, _, changed in self.signature(name, number)), default=0)
+        return time.time_ns() - newest >= seconds * 1e9
+
+    def resolve(self, name: str, number: int) -> Version:
+        """Everything that is known of one version without converting it. Raises RepositoryError."""
+        config, directory = self._config(name, number), self.root / name / str(number)
+        if (directory / MANIFEST_FILE).exists():
+            return Version(name, number, config.batching, directory)
+        try:
+            artifact = resolve(
+                config, catalog.find(config.architecture), directory, labels_file=self.root / name / "labels.txt"
+            )
+        except ArtifactError as error:
+            raise RepositoryError(f"{name} version {number}: {error}", cure=error.cure) from error
+        except ValidationError as error:
+            raise RepositoryError(f"{name} version {number}: [input]: {_first(error)}", cure=_CORRECT) from error
+        except OSError as error:
+            raise RepositoryError(
+                f"{name} version {number} cannot be read: {error.strerror}", cure="check the files' permissions"
+            ) from error
+        return Version(name, number, config.batching, artifact)
+
+    def _config(self, name: str, number: int | None = None) -> ModelConfig:
+        """model.toml, overridden by the version's artifact.toml where there is one."""
+        if not MODEL_NAME.fullmatch(name):
+            raise RepositoryError(
+                f"{name!r} is no name for a model",
+                cure="rename the directory: lower-case letters, digits, '.', '_' and '-', at most 64",
+            )
+        values = _read_toml(self.root / name / CONFIG_FILE)
+        if number is not None and (override := self.root / name / str(number) / OVERRIDE_FILE).exists():
+            override_values = _read_toml(override)
+            inputs = {**values.get("input", {}), **override_values.get("input", {})}
+            values = {**values, **override_values, "input": inputs}
+        try:
+            return ModelConfig.model_validate(values)
+        except ValidationError as error:
+            raise RepositoryError(f"model.toml of {name}: {_first(error)}", cure=_CORRECT) from error
+
+
+_CORRECT = "correct it; the README lists what a model.toml may say"
+
+
+def read_published(directory: Path) -> tuple[Manifest, bytes]:
+    """The manifest and the ONNX file beside it, which are checked against each other. Raises RepositoryError."""
+    try:
+        manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes())
+        content = (directory / ONNX_FILE).read_bytes()
+    except ValidationError as error:
+        raise RepositoryError(f"{MANIFEST_FILE} is not one of this release: {_first(error)}", cure=_AGAIN) from error
+    except OSError as error:
+        raise RepositoryError(f"a published file cannot be read: {error.strerror}", cure=_AGAIN) from error
+    if hashlib.sha256(content).hexdigest() != manifest.onnx_sha256:
+        raise RepositoryError(f"{ONNX_FILE} is not the file that {MANIFEST_FILE} was written for", cure=_AGAIN)
+    return manifest, content
+
+
+_AGAIN = "delete the directory and convert again: menagerie convert"
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and not name.startswith("0")
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RepositoryError(
+            f"model {path.parent.name} has no {path.name}", cure='write one; architecture = "NAME" is enough'
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RepositoryError(f"{path.parent.name}/{path.name} cannot be read: {error}", cure=_CORRECT) from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint, with the setting that it is about."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]

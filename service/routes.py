@@ -1,0 +1,187 @@
+"""/predict /models /health /metrics: HTTP and nothing else."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
+
+from service import metrics
+from service.body import BodyReader
+from service.errors import ServiceError
+from service.lifecycle import Lifecycle
+from service.middleware import Facts
+from service.registry import Registry
+from service.schemas import (
+    ErrorAnswer,
+    LabelsAnswer,
+    LiveAnswer,
+    ModelBody,
+    ModelsAnswer,
+    PredictAnswer,
+    ReadyAnswer,
+)
+from service.servable import Item, Outcome, Servable
+from service.settings import Settings
+
+STUCK_SECONDS = 120.0  # an engine call this long is no call any more
+
+T = TypeVar("T")
+
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_BODIES = {
+    "image/jpeg": _PICTURE,
+    "image/png": _PICTURE,
+    "image/webp": _PICTURE,
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+        }
+    },
+    "application/json": {
+        "schema": {"type": "object", "required": ["instances"], "properties": {"instances": {"type": "array"}}},
+        "examples": {
+            "numbers": {"value": {"instances": [[5.1, 3.5, 1.4, 0.2]]}},
+            "images": {"value": {"instances": [{"b64": "/9j/4AAQSkZJRg..."}]}},
+        },
+    },
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer} for status in (400, 404, 408, 413, 415, 422, 429, 503, 504)
+}
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ReadyAnswer}}
+
+router = APIRouter()
+
+
+@router.post(
+    "/predict/{model}",
+    response_model=PredictAnswer,
+    response_model_exclude_none=True,
+    responses=_ERRORS,
+    openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
+)
+async def predict(
+    request: Request,
+    model: str,
+    top_k: Annotated[int, Query(ge=1, le=1000, description="How many classes to answer with")] = 5,
+    version: Annotated[int | None, Query(ge=1, description="Default: the live version")] = None,
+) -> Response:
+    """Says what is on an image, on each of several, or in rows of numbers."""
+    facts = Facts.of(request)
+    facts.is_prediction = True
+    registry: Registry = request.state.registry
+    settings: Settings = request.state.settings
+    bodies: BodyReader = request.state.bodies
+    found = registry.servable(model, version)  # before the body is read
+    facts.model, facts.version = found.name, str(found.version)
+    try:
+        async with bodies.receive(request) as body:
+            items = await bodies.items(body, request.headers)
+            with registry.lease(model, version) as servable:
+                facts.version = str(servable.version)
+                deadline = time.monotonic() + settings.request_timeout_seconds
+                outcome = await _unless_gone(request, _predict(servable, items, top_k, deadline))
+                answer = PredictAnswer.of(servable, outcome)
+    except ClientDisconnect:
+        facts.outcome = "client_gone"
+        return Response(status_code=499)  # nobody reads it
+    return Response(
+        answer.model_dump_json(exclude_none=True),
+        media_type="application/json",
+        headers={"Server-Timing": _server_timing(outcome)},
+    )
+
+
+async def _predict(servable: Servable, items: Sequence[Item | ServiceError], top_k: int, deadline: float) -> Outcome:
+    """Predicts the items that are sound; the others keep their errors, in their places."""
+    sound = [item for item in items if not isinstance(item, ServiceError)]
+    outcome = await servable.predict(sound, top_k, deadline)
+    answers = iter(outcome.results)
+    results = [item if isinstance(item, ServiceError) else next(answers) for item in items]
+    return Outcome(results, outcome.decode_seconds, outcome.queue_seconds, outcome.inference_seconds)
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Awaits the work, and cancels it when the client hangs up. Raises ClientDisconnect."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())  # the body is read: the next message is the disconnect
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+def _server_timing(outcome: Outcome) -> str:
+    parts = {
+        "decode": outcome.decode_seconds,
+        "queue": outcome.queue_seconds,
+        "inference": outcome.inference_seconds,
+    }
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts.items())
+
+
+@router.get("/models")
+async def list_models(request: Request) -> ModelsAnswer:
+    """Every model, with its versions, their states and their parity figures."""
+    registry: Registry = request.state.registry
+    return ModelsAnswer(models=[ModelBody.of(model) for model in registry.models()])
+
+
+@router.get("/models/{model}", responses={404: {"model": ErrorAnswer}})
+async def show_model(request: Request, model: str) -> ModelBody:
+    """One model, with its versions, their states and their parity figures."""
+    registry: Registry = request.state.registry
+    return ModelBody.of(registry.model(model))
+
+
+@router.get("/models/{model}/labels", responses=_ERRORS)
+async def show_labels(request: Request, model: str, version: Annotated[int | None, Query(ge=1)] = None) -> LabelsAnswer:
+    """The labels of a version, in class order."""
+    registry: Registry = request.state.registry
+    servable = registry.servable(model, version)
+    return LabelsAnswer(model=servable.name, version=servable.version, labels=servable.manifest.spec.labels)
+
+
+@router.get("/models/{model}/ready", responses={**_NOT_READY, 404: {"model": ErrorAnswer}})
+async def model_ready(request: Request, response: Response, model: str) -> ReadyAnswer:
+    """Whether the model answers."""
+    registry: Registry = request.state.registry
+    found = registry.model(model)
+    if not found.is_ready:
+        response.status_code = 503
+    return ReadyAnswer(ready=found.is_ready, reasons={} if found.is_ready else {found.name: found.why_unready})
+
+
+@router.get("/health/live", responses={503: {"model": LiveAnswer}})
+async def live(request: Request, response: Response) -> LiveAnswer:
+    """Whether the process is up: the event loop turns, and no engine call is stuck."""
+    registry: Registry = request.state.registry
+    is_live = registry.stuck_seconds() < STUCK_SECONDS
+    if not is_live:
+        response.status_code = 503
+    return LiveAnswer(live=is_live)
+
+
+@router.get("/health/ready", responses=_NOT_READY)
+async def ready(request: Request, response: Response) -> ReadyAnswer:
+    """Whether every model answers, and the process is not about to end."""
+    registry: Registry = request.state.registry
+    lifecycle: Lifecycle = request.state.lifecycle
+    reasons = {"server": "it is stopping"} if lifecycle.draining else registry.unready()
+    if reasons:
+        response.status_code = 503
+    return ReadyAnswer(ready=not reasons, reasons=reasons)
+
+
+@router.get("/metrics")
+def show_metrics() -> Response:
+    """Every metric, in Prometheus's text format."""
+    return Response(metrics.generate_latest(), headers={"Content-Type": metrics.CONTENT_TYPE_LATEST})

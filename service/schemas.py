@@ -1,0 +1,171 @@
+"""Response bodies, as OpenAPI shows them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from models.artifact import Manifest, Parity
+from models.inputs import Input
+from service.errors import ServiceError
+from service.model import Model, Record, State
+from service.servable import Outcome, Servable
+
+
+class Body(BaseModel):
+    """Base of every answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ErrorBody(Body):
+    """What went wrong: a stable code, the server's words, and what to do."""
+
+    code: str
+    message: str
+    cure: str
+
+    @classmethod
+    def of(cls, error: ServiceError) -> "ErrorBody":
+        """What is told of an error."""
+        return cls(code=error.code, message=error.message, cure=error.cure)
+
+
+class ErrorAnswer(Body):
+    """The one shape of every error."""
+
+    error: ErrorBody
+
+
+class Class(Body):
+    """One class of an answer, with its probability between 0 and 1."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class Result(Body):
+    """The answer to one item of several: its best classes, or its own error."""
+
+    predictions: Sequence[Class] | None = None
+    error: ErrorBody | None = None
+
+
+class PredictAnswer(Body):
+    """`predictions` for one item, best first; `results` for several, in the order in which they were sent."""
+
+    model: str
+    version: int
+    predictions: Sequence[Class] | None = None
+    results: Sequence[Result] | None = None
+
+    @classmethod
+    def of(cls, servable: Servable, outcome: Outcome) -> "PredictAnswer":
+        """Raises the error of a single item, which is the error of its request."""
+        results = [_result(result) for result in outcome.results]
+        if len(results) > 1:
+            return cls(model=servable.name, version=servable.version, results=results)
+        if isinstance(outcome.results[0], ServiceError):
+            raise outcome.results[0]
+        return cls(model=servable.name, version=servable.version, predictions=results[0].predictions)
+
+
+def _result(result: Any) -> Result:
+    if isinstance(result, ServiceError):
+        return Result(error=ErrorBody.of(result))
+    return Result(predictions=[Class(**asdict(prediction)) for prediction in result])
+
+
+class VersionBody(Body):
+    """One version: its state, and what is known of it once it is loaded."""
+
+    version: int
+    state: State
+    reason: str
+    since: float
+    """Seconds since 1970."""
+    architecture: str | None = None
+    framework: str | None = None
+    classes: int | None = None
+    input: Input | None = None
+    parity: Parity | None = None
+    provider: str | None = None
+    precision: str | None = None
+    producers: Mapping[str, str] | None = None
+    fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> "VersionBody":
+        """What is told of a version."""
+        known = _known(record.manifest) if record.manifest else {}
+        return cls(
+            version=record.version,
+            state=record.state,
+            reason=record.reason,
+            since=round(record.changed, 3),
+            provider=record.provider,
+            **known,
+        )
+
+
+def _known(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "architecture": manifest.spec.architecture,
+        "framework": manifest.spec.framework,
+        "classes": manifest.spec.num_classes,
+        "input": manifest.spec.input,
+        "parity": manifest.parity,
+        "precision": manifest.precision,
+        "producers": manifest.producers,
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+class ModelBody(Body):
+    """One model: who answers (`live`), and every version."""
+
+    name: str
+    ready: bool
+    live: int | None
+    problem: str
+    versions: Sequence[VersionBody]
+
+    @classmethod
+    def of(cls, model: Model) -> "ModelBody":
+        """What is told of a model."""
+        return cls(
+            name=model.name,
+            ready=model.is_ready,
+            live=model.live.version if model.live else None,
+            problem=model.problem,
+            versions=[VersionBody.of(model.records[number]) for number in sorted(model.records)],
+        )
+
+
+class ModelsAnswer(Body):
+    """Every model."""
+
+    models: Sequence[ModelBody]
+
+
+class LabelsAnswer(Body):
+    """The labels of the live version, in class order."""
+
+    model: str
+    version: int
+    labels: Sequence[str]
+
+
+class ReadyAnswer(Body):
+    """Whether requests would be answered, and why not."""
+
+    ready: bool
+    reasons: Mapping[str, str] = {}
+
+
+class LiveAnswer(Body):
+    """Whether the process is up and no engine call is stuck."""
+
+    live: bool

@@ -1,0 +1,142 @@
+"""One version, loaded and warm: preprocess, batch, postprocess."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.artifact import Manifest
+from models.inputs import ImageInput, NumbersInput
+from service.batcher import Answer, Batcher
+from service.engine import Engine
+from service.errors import DeadlinePassed, InvalidInput, ServiceError
+from service.metrics import ServableMetrics
+from service.postprocess import Prediction, best
+from service.preprocess import DecodePool
+
+Array = np.ndarray[Any, Any]
+Item = bytes | Array
+"""An image file's bytes, or numbers of any shape."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to a request: for each of its items the best classes, or why there are none."""
+
+    results: list[list[Prediction] | ServiceError]
+    decode_seconds: float
+    queue_seconds: float
+    inference_seconds: float
+
+
+class Servable:
+    """Answers for one version. Lives on the event loop; whoever uses it holds a lease."""
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        *,
+        manifest: Manifest,
+        engine: Engine,
+        batcher: Batcher,
+        decoders: DecodePool,
+        metrics: ServableMetrics,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.manifest = manifest
+        self.provider = engine.provider
+        self.batcher = batcher
+        self._engine = engine
+        self._decoders = decoders
+        self.metrics = metrics
+        self._leases = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    def start(self) -> None:
+        """Takes work from now on."""
+        self.batcher.start()
+        self.metrics.watch_queue(self.batcher.depth)
+        self.metrics.describe(self.provider, self.manifest.precision)
+
+    @contextmanager
+    def lease(self) -> Iterator["Servable"]:
+        """Keeps the servable open until the caller is done with it."""
+        self._leases += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._leases -= 1
+            if self._leases == 0:
+                self._unused.set()
+
+    async def close(self) -> None:
+        """Waits for the leases, then gives everything back."""
+        await self._unused.wait()
+        await self.batcher.close()
+        await asyncio.to_thread(self._engine.close)
+
+    async def predict(self, items: Sequence[Item], top_k: int, deadline: float) -> Outcome:
+        """The best `top_k` classes of each item, in order; an item that cannot be used fails alone.
+
+        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady and DeadlinePassed, which befall
+        the request as a whole.
+        """
+        started = time.monotonic()
+        self.metrics.inflight_images.inc(len(items))
+        try:
+            async with asyncio.timeout(deadline - started):
+                values = await self._prepare(items)
+                decoded = time.monotonic()
+                usable = [value for value in values if not isinstance(value, ServiceError)]
+                answers = await self.batcher.submit(usable, deadline) if usable else []
+        except TimeoutError:
+            raise DeadlinePassed("the answer was not ready before the deadline") from None
+        finally:
+            self.metrics.inflight_images.dec(len(items))
+        remaining = iter(answers)
+        outcomes = [value if isinstance(value, ServiceError) else next(remaining) for value in values]
+        answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+        return Outcome(
+            results=[self._postprocess(outcome, top_k) for outcome in outcomes],
+            decode_seconds=decoded - started,
+            queue_seconds=max((answer.queue_seconds for answer in answered), default=0.0),
+            inference_seconds=max((answer.inference_seconds for answer in answered), default=0.0),
+        )
+
+    def _postprocess(self, outcome: Answer | ServiceError, top_k: int) -> list[Prediction] | ServiceError:
+        return outcome if isinstance(outcome, ServiceError) else best(outcome.row, self.manifest.spec.labels, top_k)
+
+    async def _prepare(self, items: Sequence[Item]) -> list[Array | ServiceError]:
+        spec = self.manifest.spec.input
+        if isinstance(spec, NumbersInput):
+            return [_numbers(item, spec) for item in items]
+        return await asyncio.gather(*(self._decode(item, spec) for item in items))
+
+    async def _decode(self, item: Item, spec: ImageInput) -> Array | ServiceError:
+        if not isinstance(item, bytes):
+            return InvalidInput(f"{self.name} takes images, not numbers")
+        started = time.monotonic()
+        try:
+            return await self._decoders.decode(item, spec)
+        except ServiceError as error:
+            if error.retry_after_seconds is not None:  # not the item's fault: the request may come again
+                raise
+            return error
+        finally:
+            self.metrics.decode_seconds.observe(time.monotonic() - started)
+
+
+def _numbers(item: Item, spec: NumbersInput) -> Array | InvalidInput:
+    if isinstance(item, bytes):
+        return InvalidInput("the model takes numbers, not an image", cure='send JSON: {"instances": [[5.1, 3.5]]}')
+    if item.shape != spec.shape:
+        return InvalidInput(f"an instance has the shape {list(item.shape)}, and the model takes {list(spec.shape)}")
+    return item

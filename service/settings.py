@@ -1,0 +1,91 @@
+"""Every setting: one frozen value, read from the environment once."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 1024 * 1024
+DEFAULT_REPOSITORY = Path(__file__).parent.parent / "models" / "repository"
+
+
+class Settings(BaseSettings):
+    """Each field is read from `MENAGERIE_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="MENAGERIE_", frozen=True, extra="forbid")
+
+    # What is served.
+    repository: Path = Field(DEFAULT_REPOSITORY, description="Directory of the models to serve")
+    cache: Path = Field(Path.home() / ".cache" / "menagerie", description="Directory for converted models")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names of the models to serve, separated by commas; none means all"
+    )
+    convert: bool = Field(default=True, description="Convert what is not in the cache; off where no framework is")
+    poll_seconds: NonNegativeFloat = Field(
+        0.0, description="How often to look for new versions in the repository; 0 looks once, at the start"
+    )
+    conversion_timeout_seconds: PositiveFloat = Field(1800, description="A conversion that takes longer is killed")
+
+    # Where.
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: NonNegativeInt = Field(8000, le=65535, description="Port to listen on; 0 takes a free one")
+
+    # The engine.
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        "auto", description="Where models run: auto is CUDA where there is a GPU, else the CPU"
+    )
+    require_gpu: bool = Field(default=False, description="Refuse to serve a model that fell back to the CPU")
+    device_id: NonNegativeInt = Field(0, description="Which GPU")
+    intra_op_threads: NonNegativeInt = Field(0, description="Threads of one inference on the CPU; 0 is every core")
+
+    # Batching.
+    max_batch_size: PositiveInt = Field(32, le=1024, description="Images in one engine call, at most")
+    max_queue_delay_seconds: NonNegativeFloat = Field(
+        0.0, description="How long the oldest image may wait for company; 0 never keeps an idle engine waiting"
+    )
+    max_queue_images: PositiveInt = Field(512, description="Images waiting for one model, at most; then 429")
+    max_queue_bytes: PositiveInt = Field(256 * MIB, description="Bytes of pixels waiting for one model, at most")
+
+    # Requests.
+    request_timeout_seconds: PositiveFloat = Field(30.0, description="An answer that takes longer becomes a 504")
+    body_timeout_seconds: PositiveFloat = Field(15.0, description="A body that takes longer to arrive becomes a 408")
+    max_body_bytes: PositiveInt = Field(32 * MIB, description="Bytes of one request's body, at most; then 413")
+    max_inflight_body_bytes: PositiveInt = Field(
+        512 * MIB, description="Bytes of all bodies being received and decoded, at most; then 429"
+    )
+    max_images_per_request: PositiveInt = Field(64, description="Images in one request, at most")
+    max_image_pixels: PositiveInt = Field(50_000_000, description="Pixels of one image by its header, at most")
+    decode_threads: NonNegativeInt = Field(0, description="Threads that decode images; 0 is one a core")
+    max_decode_images: PositiveInt = Field(512, description="Images waiting to be decoded, at most; then 429")
+
+    # Stopping.
+    drain_delay_seconds: NonNegativeFloat = Field(
+        3.0, description="After SIGTERM, how long requests are still accepted while readiness says 503"
+    )
+    grace_seconds: PositiveFloat = Field(25.0, description="After SIGTERM, when the process ends in any case")
+
+    # Telling.
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="auto is text on a terminal, else JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level to log")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for bound in ("max_queue_images", "max_decode_images"):
+            if getattr(self, bound) < self.max_images_per_request:
+                msg = f"{bound} is smaller than max_images_per_request: a full request could never be served"
+                raise ValueError(msg)
+        return self

@@ -1,0 +1,322 @@
+"""The batcher before small engines: one adds, one waits for the test to say go, one fails on a poisoned item."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batcher import Answer, Batcher
+from service.engine import DeviceLost
+from service.errors import DeadlinePassed, InferenceFailed, ModelNotReady, QueueFull
+
+pytestmark = pytest.mark.anyio
+
+POISON = -1.0
+
+
+class SumEngine:
+    """Adds up each item, and remembers how large its batches were."""
+
+    def __init__(self):
+        self.sizes = []
+        self.seen = []
+
+    def __call__(self, batch):
+        self.sizes.append(len(batch))
+        self.seen += batch[:, 0].tolist()
+        return batch.sum(axis=1, keepdims=True)
+
+
+class FailingEngine(SumEngine):
+    """Fails on every batch with a poisoned item in it."""
+
+    def __call__(self, batch):
+        if POISON in batch:
+            raise RuntimeError("poison")
+        return super().__call__(batch)
+
+
+class GatedEngine(SumEngine):
+    """Stays in each call until the test opens the gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def __call__(self, batch):
+        self.entered.set()
+        assert self.gate.wait(20)
+        return super().__call__(batch)
+
+
+def item(value, width=3):
+    return np.full(width, value, np.float32)
+
+
+def soon():
+    return time.monotonic() + 20
+
+
+class running:
+    """A started batcher, closed at the end."""
+
+    def __init__(self, engine, **options):
+        limits = {"max_batch_size": 8, "max_queue_images": 64, "max_queue_bytes": 1 << 20} | options
+        self.engine = engine
+        self.batcher = Batcher(engine, name="test", **limits)
+
+    async def __aenter__(self):
+        self.batcher.start()
+        return self.batcher
+
+    async def __aexit__(self, *_):
+        if isinstance(self.engine, GatedEngine):
+            self.engine.gate.set()
+        await self.batcher.close()
+
+
+async def entered(engine):
+    assert await asyncio.to_thread(engine.entered.wait, 20)
+
+
+async def queued(batcher, count):
+    """Lets the event loop turn until that many items wait."""
+    while batcher.depth() < count:  # noqa: ASYNC110 - each turn is one step of the tasks under test
+        await asyncio.sleep(0)
+
+
+async def test_one_item_is_answered_with_its_times():
+    async with running(SumEngine()) as batcher:
+        (answer,) = await batcher.submit([item(2)], soon())
+    assert answer.row == [6]
+    assert answer.queue_seconds >= 0
+    assert answer.inference_seconds > 0
+
+
+async def test_an_idle_engine_starts_at_once_and_what_comes_meanwhile_becomes_the_next_batch():
+    engine = GatedEngine()
+    async with running(engine) as batcher:
+        first = asyncio.ensure_future(batcher.submit([item(1)], soon()))
+        await entered(engine)
+        rest = [asyncio.ensure_future(batcher.submit([item(value)], soon())) for value in range(2, 7)]
+        await queued(batcher, 5)
+        engine.gate.set()
+        answers = await asyncio.gather(first, *rest)
+    assert engine.sizes == [1, 5]
+    assert [answer.row[0] for (answer,) in answers] == [3, 6, 9, 12, 15, 18]
+
+
+async def test_batches_hold_images_not_requests_and_never_too_many():
+    engine = GatedEngine()
+    async with running(engine, max_batch_size=4) as batcher:
+        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        await entered(engine)
+        many = asyncio.ensure_future(batcher.submit([item(value) for value in range(9)], soon()))
+        await queued(batcher, 9)
+        engine.gate.set()
+        await first
+        answers = await many
+    assert engine.sizes == [1, 4, 4, 1]
+    assert [answer.row[0] for answer in answers] == [3 * value for value in range(9)]
+
+
+@pytest.mark.parametrize("limits", [{"max_queue_images": 4}, {"max_queue_bytes": 4 * item(0).nbytes}])
+async def test_a_full_queue_refuses_a_request_whole_and_goes_on(limits):
+    engine = GatedEngine()
+    async with running(engine, **limits) as batcher:
+        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        await entered(engine)
+        waiting = asyncio.ensure_future(batcher.submit([item(1)] * 3, soon()))
+        await queued(batcher, 3)
+        with pytest.raises(QueueFull):
+            await batcher.submit([item(2)] * 2, soon())
+        assert batcher.depth() == 3
+        last = asyncio.ensure_future(batcher.submit([item(3)], soon()))
+        await queued(batcher, 4)
+        engine.gate.set()
+        await asyncio.gather(first, waiting, last)
+    assert 2.0 not in engine.seen
+
+
+async def test_a_caller_past_its_deadline_is_told_at_once_and_never_run():
+    engine = GatedEngine()
+    async with running(engine) as batcher:
+        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        await entered(engine)
+        with pytest.raises(DeadlinePassed):
+            await batcher.submit([item(5)], time.monotonic() + 0.01)
+        assert not first.done()
+        engine.gate.set()
+        await first
+        await batcher.submit([item(1)], soon())
+    assert 5.0 not in engine.seen
+
+
+async def test_a_deadline_in_the_past_is_an_error_not_a_run():
+    engine = SumEngine()
+    async with running(engine) as batcher:
+        with pytest.raises(DeadlinePassed):
+            await batcher.submit([item(5)], time.monotonic() - 1)
+
+
+async def test_a_cancelled_caller_is_never_run_and_keeps_no_place():
+    engine = GatedEngine()
+    async with running(engine, max_queue_images=2) as batcher:
+        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        await entered(engine)
+        gone = asyncio.ensure_future(batcher.submit([item(7)] * 2, soon()))
+        await queued(batcher, 2)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        stays = asyncio.ensure_future(batcher.submit([item(1)] * 2, soon()))
+        await asyncio.sleep(0)
+        assert batcher.depth() == 2
+        engine.gate.set()
+        await asyncio.gather(first, stays)
+    assert 7.0 not in engine.seen
+
+
+async def test_a_poisoned_item_fails_alone():
+    engine = FailingEngine()
+    async with running(engine, max_queue_delay_seconds=60) as batcher:  # a full batch does not wait
+        answers = await batcher.submit([item(POISON if value == 3 else value) for value in range(8)], soon())
+    assert isinstance(answers[3], InferenceFailed)
+    assert [answer.row[0] for answer in answers if isinstance(answer, Answer)] == [0, 3, 6, 12, 15, 18, 21]
+
+
+async def test_an_item_of_another_shape_runs_alone():
+    async with running(SumEngine(), max_batch_size=2, max_queue_delay_seconds=60) as batcher:
+        strange, sound = await batcher.submit([item(1, width=5), item(1)], soon())
+    assert [strange.row, sound.row] == [5, 3]
+
+
+async def test_a_row_that_is_not_finite_fails_alone():
+    async with running(SumEngine(), max_batch_size=3, max_queue_delay_seconds=60) as batcher:
+        sound, nan, infinite = await batcher.submit([item(1), item(np.nan), item(np.inf)], soon())
+    assert sound.row == [3]
+    assert isinstance(nan, InferenceFailed)
+    assert isinstance(infinite, InferenceFailed)
+
+
+async def test_an_engine_that_loses_rows_answers_nobody_wrongly():
+    async with running(lambda batch: batch[:0], max_batch_size=2) as batcher:
+        answers = await batcher.submit([item(1), item(2)], soon())
+    assert [type(answer) for answer in answers] == [InferenceFailed, InferenceFailed]
+
+
+async def test_a_lost_device_fails_the_batch_once_and_is_reported():
+    calls, lost = [], []
+
+    def engine(batch):
+        calls.append(len(batch))
+        raise DeviceLost("gone")
+
+    async with running(engine, max_queue_delay_seconds=60, on_device_lost=lambda: lost.append(True)) as batcher:
+        answers = await batcher.submit([item(1)] * 8, soon())
+    assert calls == [8]
+    assert lost == [True]
+    assert all(isinstance(answer, DeviceLost) for answer in answers)
+
+
+async def test_a_delay_counts_from_the_oldest_item_and_ends_with_a_full_batch():
+    engine = SumEngine()
+    async with running(engine, max_batch_size=2, max_queue_delay_seconds=60) as batcher:
+        await asyncio.gather(batcher.submit([item(1)], soon()), batcher.submit([item(2)], soon()))
+    assert engine.sizes == [2]
+
+
+async def test_a_lone_item_is_run_when_its_delay_is_over():
+    async with running(SumEngine(), max_queue_delay_seconds=0.05) as batcher:
+        (answer,) = await batcher.submit([item(1)], soon())
+    assert answer.queue_seconds >= 0.05
+
+
+async def test_closing_answers_what_waits_and_refuses_what_comes():
+    engine = GatedEngine()
+    batcher = Batcher(engine, name="test", max_batch_size=1, max_queue_images=8, max_queue_bytes=1 << 20)
+    batcher.start()
+    waiting = [asyncio.ensure_future(batcher.submit([item(value)], soon())) for value in range(3)]
+    await entered(engine)
+    await queued(batcher, 2)
+    closing = asyncio.ensure_future(batcher.close())
+    await asyncio.sleep(0)
+    with pytest.raises(ModelNotReady):
+        await batcher.submit([item(9)], soon())
+    engine.gate.set()
+    await closing
+    assert [answer.row[0] for (answer,) in await asyncio.gather(*waiting)] == [0, 3, 6]
+
+
+async def test_a_running_call_shows_for_how_long():
+    engine = GatedEngine()
+    async with running(engine) as batcher:
+        assert batcher.stuck_seconds() == 0
+        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        await entered(engine)
+        assert batcher.stuck_seconds() > 0
+        engine.gate.set()
+        await first
+
+
+async def test_the_observer_is_told_of_every_call():
+    told = []
+
+    class Observer:
+        def executed(self, images, queue_seconds, inference_seconds):
+            told.append((images, len(queue_seconds), inference_seconds > 0))
+
+    async with running(SumEngine(), max_batch_size=2, max_queue_delay_seconds=60, observer=Observer()) as batcher:
+        await batcher.submit([item(1)] * 4, soon())
+    assert told == [(2, 2, True), (2, 2, True)]
+
+
+requests = st.lists(
+    st.tuples(
+        st.lists(st.one_of(st.integers(0, 99).map(float), st.just(POISON)), min_size=1, max_size=5),
+        st.sampled_from(["stay", "cancel", "expire"]),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests=requests, max_batch_size=st.integers(1, 8), capacity=st.integers(5, 40))
+def test_every_caller_hears_exactly_its_own_answer(requests, max_batch_size, capacity):
+    """Whatever is asked, cancelled, late or poisoned: who stays hears the truth, and nothing else stays behind."""
+
+    async def scenario():
+        engine = FailingEngine()
+        options = {"max_batch_size": max_batch_size, "max_queue_images": capacity}
+        async with running(engine, **options) as batcher:
+            tasks = []
+            for values, fate in requests:
+                deadline = time.monotonic() - 1 if fate == "expire" else soon()
+                tasks.append(asyncio.ensure_future(batcher.submit([item(value) for value in values], deadline)))
+            await asyncio.sleep(0)
+            for task, (_, fate) in zip(tasks, requests, strict=True):
+                if fate == "cancel":
+                    task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            depth = batcher.depth()
+        assert max(engine.sizes, default=0) <= max_batch_size
+        for (values, fate), outcome in zip(requests, outcomes, strict=True):
+            if isinstance(outcome, QueueFull):
+                continue
+            if fate == "stay":
+                assert [
+                    POISON if isinstance(answer, InferenceFailed) else answer.row[0] / 3 for answer in outcome
+                ] == pytest.approx(values)
+            elif fate == "expire":
+                assert isinstance(outcome, DeadlinePassed)
+            else:  # cancelled, unless the answer was quicker
+                assert isinstance(outcome, asyncio.CancelledError | list)
+        assert depth <= sum(len(values) for values, fate in requests if fate != "stay")
+
+    asyncio.run(scenario())

@@ -1,0 +1,193 @@
+"""The model repository: what is found, what is refused, and that a refusal names its cure."""
+
+import json
+import time
+
+import pytest
+
+from models.artifact import Artifact
+from service.errors import RepositoryError
+from service.repository import Repository, read_published
+from service.settings import DEFAULT_REPOSITORY
+from tests.models.published import publish_softmax
+
+
+@pytest.fixture
+def iris(tmp_path):
+    """A repository with one sound model; its weights are never read here."""
+    model = tmp_path / "iris"
+    (model / "1").mkdir(parents=True)
+    (model / "model.toml").write_text('architecture = "mlp_iris"\n')
+    (model / "1" / "weights.pth").write_bytes(b"weights")
+    return tmp_path
+
+
+def test_four_lines_are_enough(iris):
+    version = Repository(iris).resolve("iris", 1)
+    assert isinstance(version.source, Artifact)
+    assert version.source.spec.framework == "torch"
+    assert version.source.spec.num_classes == 3
+    assert version.source.spec.labels == ("0", "1", "2")
+
+
+def test_the_default_repository_is_sound():
+    repository = Repository(DEFAULT_REPOSITORY)
+    assert repository.names() == ["digits", "efficientnet_lite0"]
+    for name in repository.names():
+        for number in repository.wanted(name):
+            assert isinstance(repository.resolve(name, number).source, Artifact)
+
+
+def test_labels_come_from_a_file_a_list_or_a_built_in_name(iris):
+    (iris / "iris" / "labels.txt").write_text("setosa\nversicolor\nvirginica\n")
+    assert Repository(iris).resolve("iris", 1).source.spec.labels == ("setosa", "versicolor", "virginica")
+    (iris / "iris" / "model.toml").write_text('architecture = "mlp_iris"\nlabels = ["a", "b"]\n')
+    spec = Repository(iris).resolve("iris", 1).source.spec
+    assert (spec.labels, spec.num_classes) == (("a", "b"), 2)
+    (iris / "iris" / "model.toml").write_text('architecture = "efficientnet_lite0"\nlabels = "imagenet"\n')
+    assert Repository(iris).resolve("iris", 1).source.spec.labels[285] == "Egyptian cat"
+
+
+def test_an_artifact_toml_overrides_its_version_alone(iris):
+    (iris / "iris" / "model.toml").write_text('architecture = "lenet5"\n[input]\nnormalization = "unit"\n')
+    (iris / "iris" / "2").mkdir()
+    (iris / "iris" / "2" / "weights.keras").write_bytes(b"weights")
+    (iris / "iris" / "2" / "artifact.toml").write_text('[input]\nnormalization = "tf"\n')
+    first, second = (Repository(iris).resolve("iris", number).source.spec for number in (1, 2))
+    assert (first.framework, first.input.mean) == ("torch", (0.0,))
+    assert (second.framework, second.input.mean) == ("keras", (1.0,))
+
+
+def test_versions_are_the_latest_all_or_those_named(iris):
+    for number in (2, 10):
+        (iris / "iris" / str(number)).mkdir()
+    (iris / "iris" / "notes").mkdir()
+    (iris / "iris" / "007").mkdir()
+    assert Repository(iris).wanted("iris") == [10]
+    (iris / "iris" / "model.toml").write_text('architecture = "mlp_iris"\nversions = "all"\n')
+    assert Repository(iris).wanted("iris") == [1, 2, 10]
+    (iris / "iris" / "model.toml").write_text('architecture = "mlp_iris"\nversions = [2, 1]\n')
+    assert Repository(iris).wanted("iris") == [1, 2]
+    (iris / "iris" / "model.toml").write_text('architecture = "mlp_iris"\nversions = [3]\n')
+    with pytest.raises(RepositoryError, match="asks for version 3") as caught:
+        Repository(iris).wanted("iris")
+    assert "1, 2, 10" in caught.value.cure
+
+
+@pytest.mark.parametrize(
+    ("toml", "problem", "cure"),
+    [
+        ("architecture = ", "cannot be read", "correct it"),
+        ('architecture = "lenet6"', "no architecture 'lenet6'", "did you mean 'lenet5'"),
+        ("labels = []", "architecture: Field required", "README"),
+        ('architecture = "mlp_iris"\ncolour = "red"', "colour: Extra inputs", "README"),
+        ('architecture = "mlp_iris"\nlabels = "imagnet"', "no built-in list", "imagenet"),
+        ('architecture = "mlp_iris"\nlabels = ["a"]\nnum_classes = 2', "1 labels for 2 classes", "agree"),
+        ('architecture = "efficientnet_lite0"\nframework = "keras"', "is built in torch", "save the weights from"),
+        ('architecture = "lenet5"\n[input]\nnormalization = "x"', "normalization 'x' is not one of", "README"),
+        ('architecture = "lenet5"\n[input]\nmean = [1.0, 2.0]', "mean has 2 values", "README"),
+        ('architecture = "lenet5"\n[input]\nresize_to = 8', "resize_to = 8 is smaller", "README"),
+        ('architecture = "mlp_iris"\nweights = "other.pth"', "no file 'other.pth'", "correct weights"),
+        ('architecture = "mlp_iris"\nweights = "../../etc"', "outside", "inside"),
+        (
+            'architecture = "mlp_iris"\nweights = "package:no_such_thing/x.pth"',
+            "not installed",
+            "pip install no-such-thing",
+        ),
+    ],
+)
+def test_a_wrong_model_toml_is_told_with_its_cure(iris, toml, problem, cure):
+    (iris / "iris" / "model.toml").write_text(toml)
+    with pytest.raises(RepositoryError) as caught:
+        Repository(iris).resolve("iris", 1)
+    assert problem in caught.value.message
+    assert cure in caught.value.cure
+
+
+def test_a_missing_model_toml_version_or_root_is_told(iris, tmp_path):
+    (iris / "iris" / "model.toml").unlink()
+    with pytest.raises(RepositoryError, match="has no model.toml"):
+        Repository(iris).resolve("iris", 1)
+    (iris / "empty").mkdir()
+    (iris / "empty" / "model.toml").write_text('architecture = "mlp_iris"')
+    with pytest.raises(RepositoryError, match="has no version"):
+        Repository(iris).wanted("empty")
+    with pytest.raises(RepositoryError, match="cannot be read"):
+        Repository(tmp_path / "nowhere").names()
+
+
+@pytest.mark.parametrize("name", ["Iris", "iris model", "-iris", "a" * 65])
+def test_a_name_that_is_no_name_is_refused(iris, name):
+    (iris / "iris").rename(iris / name)
+    with pytest.raises(RepositoryError, match="no name for a model"):
+        Repository(iris).resolve(name, 1)
+
+
+def test_links_and_strange_files_are_not_weights(iris):
+    weights = iris / "iris" / "1" / "weights.pth"
+    weights.rename(iris / "elsewhere.pth")
+    weights.symlink_to(iris / "elsewhere.pth")
+    with pytest.raises(RepositoryError, match="outside"):
+        Repository(iris).resolve("iris", 1)
+    weights.unlink()
+    (iris / "iris" / "1" / "real.pth").write_bytes(b"weights")
+    weights.symlink_to(iris / "iris" / "1" / "real.pth")
+    with pytest.raises(RepositoryError, match="not a regular file"):
+        Repository(iris).resolve("iris", 1)
+    weights.unlink()
+    (iris / "iris" / "1" / "weights.txt").write_bytes(b"weights")
+    with pytest.raises(RepositoryError, match="which framework"):
+        Repository(iris).resolve("iris", 1)
+    (iris / "iris" / "1" / "weights.pth").write_bytes(b"weights")
+    with pytest.raises(RepositoryError, match="2 files called weights"):
+        Repository(iris).resolve("iris", 1)
+
+
+def test_the_fingerprint_follows_what_decides_the_answer(iris):
+    def fingerprint():
+        return Repository(iris).resolve("iris", 1).source.fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    (iris / "iris" / "1" / "weights.pth").write_bytes(b"other weights")
+    second = fingerprint()
+    (iris / "iris" / "labels.txt").write_text("a\nb\nc\n")
+    assert len({first, second, fingerprint()}) == 3
+
+
+def test_a_signature_changes_with_the_files_and_settles_with_time(iris):
+    repository = Repository(iris)
+    before = repository.signature("iris", 1)
+    assert repository.signature("iris", 1) == before
+    assert repository.is_settled("iris", 1, 0)
+    assert not repository.is_settled("iris", 1, 3600)
+    (iris / "iris" / "1" / "weights.pth").write_bytes(b"weights, again")
+    assert repository.signature("iris", 1) != before
+    assert time.time_ns() > max(changed for _, _, changed in before)
+
+
+def test_a_published_version_needs_no_architecture(tmp_path):
+    publish_softmax(tmp_path / "softmax")
+    version = Repository(tmp_path).resolve("softmax", 1)
+    assert version.source == tmp_path / "softmax" / "1"
+    manifest, content = read_published(version.source)
+    assert len(content) == manifest.onnx_bytes
+
+
+def test_a_published_file_that_was_changed_is_refused(tmp_path):
+    publish_softmax(tmp_path / "softmax")
+    onnx = tmp_path / "softmax" / "1" / "model.onnx"
+    onnx.write_bytes(onnx.read_bytes()[:-1])
+    with pytest.raises(RepositoryError, match="is not the file"):
+        read_published(tmp_path / "softmax" / "1")
+    onnx.unlink()
+    with pytest.raises(RepositoryError, match="cannot be read"):
+        read_published(tmp_path / "softmax" / "1")
+
+
+def test_a_manifest_of_another_release_is_refused(tmp_path):
+    publish_softmax(tmp_path / "softmax")
+    manifest = tmp_path / "softmax" / "1" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 2}))
+    with pytest.raises(RepositoryError, match="schema_version"):
+        read_published(tmp_path / "softmax" / "1")
