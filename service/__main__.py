@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
+import httpx2
 import typer
 from pydantic import ValidationError
 from rich.console import Console
@@ -246,13 +246,13 @@ def _chosen(repository: Repository, names: list[str] | None) -> list[str]:
 
 
 def _get(url: str) -> Any:
-    return _answer(lambda: httpx.get(url, timeout=HTTP_TIMEOUT_SECONDS), url)
+    return _answer(lambda: httpx2.get(url, timeout=HTTP_TIMEOUT_SECONDS), url)
 
 
 def _post(url: str, *, params: dict[str, int], content: bytes) -> Any:
     headers = {"Content-Type": "application/octet-stream"}
     return _answer(
-        lambda: httpx.post(url, params=params, content=content, headers=headers, timeout=HTTP_TIMEOUT_SECONDS), url
+        lambda: httpx2.post(url, params=params, content=content, headers=headers, timeout=HTTP_TIMEOUT_SECONDS), url
     )
 
 
@@ -261,7 +261,7 @@ def _answer(send: Any, url: str) -> Any:
     try:
         answer = send()
         body = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise RepositoryError(
             f"no Menagerie answers at {url}: {error}", cure="start one with: menagerie serve"
         ) from error

@@ -105,7 +105,10 @@ class BodyReader:
             raise BadRequest(
                 f"the multipart body cannot be read: {reason}", cure="send it with curl -F file=@photo.jpg"
             ) from error
-        files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        try:
+            files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        finally:
+            await form.close()
         if not files:
             raise EmptyBody("the form has no file", cure="send one with curl -F file=@photo.jpg")
         return [file or EmptyBody("the file is empty") for file in files]

@@ -13,7 +13,7 @@ from prometheus_client import (
 
 __all__ = ["CONTENT_TYPE_LATEST", "ServableMetrics", "generate_latest"]
 
-disable_created_metrics()  # a series more for each series, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each series, which nobody reads
 
 NO_MODEL = "none"
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -38,9 +38,16 @@ INFLIGHT_IMAGES = Gauge("serving_inflight_images", "Images being decoded, waitin
 
 LOADS = Counter("serving_loads", "Versions loaded; outcome is ok or failed", ("model", "outcome"))
 LOAD_SECONDS = Histogram("serving_load_seconds", "Opening and warming a version", ("model",), buckets=_LONG_SECONDS)
-SWAPS = Counter("serving_swaps", "Live versions replaced by another", ("model",))
+SWAPS = Counter(
+    "serving_swaps",
+    "Loads for a model that was live; outcome is ok, or failed with the old version still live",
+    ("model", "outcome"),
+)
 SWAP_SECONDS = Histogram(
-    "serving_swap_seconds", "From the new version's going live to the old one's end", ("model",), buckets=_LONG_SECONDS
+    "serving_swap_seconds",
+    "From the beginning of such a load to the new version's going live",
+    ("model",),
+    buckets=_LONG_SECONDS,
 )
 CONVERSIONS = Counter("serving_conversions", "Conversions; outcome is ok or failed", ("model", "outcome"))
 CONVERSION_SECONDS = Histogram("serving_conversion_seconds", "One conversion", ("model",), buckets=_LONG_SECONDS)

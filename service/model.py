@@ -30,10 +30,14 @@ class Record:
     version: int
     signature: Signature
     state: State = State.LOADING
-    reason: str = "waiting for its turn"
+    reason: str = ""
     manifest: Manifest | None = None
     provider: str | None = None
     changed: float = field(default_factory=time.time)
+
+    def describe(self, servable: Servable) -> None:
+        """Shows what is known of a version once it is loaded."""
+        self.manifest, self.provider = servable.manifest, servable.provider
 
     def forget(self) -> None:
         """The version is gone: no state of it is shown any more."""

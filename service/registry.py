@@ -5,21 +5,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from pathlib import Path
 
 import structlog
 
-from models.artifact import Artifact
 from service import metrics
-from service.batcher import Batcher
-from service.conversion import Converter
-from service.engine import Engine, plan
-from service.errors import ConversionError, ModelNotFound, ModelNotReady, RepositoryError, ServiceError
+from service.errors import ModelNotFound, ModelNotReady, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
-from service.machine import gpu_names, usable_cores
+from service.loader import Loader
 from service.model import Model, Record, State
 from service.preprocess import DecodePool
-from service.repository import Repository, Version, read_published
+from service.repository import Repository
 from service.servable import Servable
 from service.settings import Settings
 
@@ -31,15 +26,13 @@ class Registry:
 
     def __init__(self, settings: Settings, decoders: DecodePool, lifecycle: Lifecycle) -> None:
         self._settings = settings
-        self._decoders = decoders
-        self._lifecycle = lifecycle
         self._repository = Repository(settings.repository)
-        self._converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+        self._loader = Loader(settings, self._repository, decoders, lifecycle)
         self._models: dict[str, Model] = {}
         self._refreshing = asyncio.Lock()
         self._retirements: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self.problem = "the model repository has not been read yet"
+        self._problem = "the model repository has not been read yet"
 
     def start(self) -> None:
         """Begins to load, and then to watch, the repository; the caller need not wait."""
@@ -91,8 +84,8 @@ class Registry:
 
     def unready(self) -> dict[str, str]:
         """Why the server is not ready, by model (or `repository`); empty when it is."""
-        if self.problem:
-            return {"repository": self.problem}
+        if not self._models:
+            return {"repository": self._problem}
         return {model.name: model.why_unready for model in self._models.values() if not model.is_ready}
 
     def stuck_seconds(self) -> float:
@@ -103,10 +96,16 @@ class Registry:
     # Loading.
 
     async def _watch(self) -> None:
-        await self.refresh(settled_seconds=0.0)
-        while self._settings.poll_seconds > 0:
-            await asyncio.sleep(self._settings.poll_seconds)
-            await self.refresh(settled_seconds=self._settings.poll_seconds)
+        settled_seconds = 0.0  # at the start, everything is taken as it lies
+        while True:
+            try:
+                await self.refresh(settled_seconds)
+            except Exception:
+                log.exception("the repository could not be looked through")
+            settled_seconds = self._settings.poll_seconds
+            if settled_seconds == 0:
+                return
+            await asyncio.sleep(settled_seconds)
 
     async def refresh(self, settled_seconds: float = 0.0) -> None:
         """Makes the table what the repository asks for: loads what is new or changed, retires what is gone.
@@ -117,17 +116,19 @@ class Registry:
             try:
                 names = await asyncio.to_thread(self._names)
             except RepositoryError as error:
-                self.problem = f"{error.message}; {error.cure}"
+                self._problem = f"{error.message}; {error.cure}"
                 log.error("repository unreadable", reason=error.message, cure=error.cure)
                 return
             for name in set(self._models) - set(names):
                 self._swap(self._models.pop(name), {})
             for name in names:
                 self._models.setdefault(name, Model(name))
+            self._problem = f"{self._settings.repository} holds no model"
             pending = [record for name in names for record in await self._pending(self._models[name], settled_seconds)]
-            self.problem = "" if self._models else f"{self._settings.repository} holds no model"
             for position, record in enumerate(pending, 1):
-                await self._load(record, f"{position} of {len(pending)}")
+                turn = f"{position} of {len(pending)}"
+                with structlog.contextvars.bound_contextvars(turn=turn):  # every line of the log that comes of it
+                    await self._load(record, turn)
 
     def _names(self) -> list[str]:
         present = self._repository.names()
@@ -141,142 +142,75 @@ class Registry:
     async def _pending(self, model: Model, settled_seconds: float) -> list[Record]:
         """Brings a model's records in line with the repository; returns those that are to be loaded."""
         try:
-            wanted = await asyncio.to_thread(self._repository.wanted, model.name)
-            signatures = {number: self._repository.signature(model.name, number) for number in wanted}
-        except (RepositoryError, OSError) as error:
-            cure = error.cure if isinstance(error, RepositoryError) else "look again"
-            model.problem = f"{error}; {cure}"
-            log.error("model unusable", model=model.name, reason=str(error), cure=cure)
+            signatures = await asyncio.to_thread(self._repository.signatures, model.name)
+        except RepositoryError as error:
+            model.problem = f"{error.message}; {error.cure}"
+            log.error("model unusable", model=model.name, reason=error.message, cure=error.cure)
             return []
         model.problem = ""
-        fresh = []
-        for number in wanted:
-            known = model.records.get(number)
-            if known is not None and known.signature == signatures[number]:
-                continue
-            if settled_seconds and not self._repository.is_settled(model.name, number, settled_seconds):
-                continue
-            fresh.append(Record(model.name, number, signatures[number]))
+        fresh = [
+            Record(model.name, number, signature)
+            for number, signature in signatures.items()
+            if (number not in model.records or model.records[number].signature != signature)
+            and signature.is_settled(settled_seconds)
+        ]
         for record in fresh:
             model.records[record.version] = record
-            record.become(State.LOADING, record.reason)
+            record.become(State.LOADING, "waiting for its turn")
+        for number in set(model.records) - set(signatures) - set(model.servables):
+            model.records.pop(number).forget()
+        if set(signatures) <= set(model.servables):  # else what is no longer wanted goes on until its successor is live
+            self._swap(model, {number: model.servables[number] for number in signatures})
         return fresh
 
     async def _load(self, record: Record, turn: str) -> None:
         """Takes one version from disk to READY, or to UNAVAILABLE with the reason; what served goes on serving."""
-        model, label = self._models[record.name], f"{record.name} version {record.version}"
-        started = time.monotonic()
+        model, started = self._models[record.name], time.monotonic()
+        swapping, outcome = model.is_ready, "failed"
         try:
-            version = await asyncio.to_thread(self._repository.resolve, record.name, record.version)
-            directory = await self._published(version, record, turn)
-            record.become(State.LOADING, f"opening and warming, {turn}")
-            opening = time.monotonic()
-            servable = await self._open(version, directory)
-            metrics.LOAD_SECONDS.labels(record.name).observe(time.monotonic() - opening)
+            servable = await self._loader.load(
+                record.name, record.version, lambda words: record.become(State.LOADING, f"{words}, {turn}")
+            )
             wanted = await asyncio.to_thread(self._repository.wanted, record.name)
-        except Exception as error:
-            metrics.LOADS.labels(record.name, "failed").inc()
-            expected = isinstance(error, ServiceError)
-            reason = (
-                f"{error}; {error.cure}"
-                if isinstance(error, ServiceError)
-                else "an error of the server's own: see its log"
-            )
-            still_answers = record.version in model.servables  # its files changed; what was loaded of them before stays
-            record.become(State.READY if still_answers else State.UNAVAILABLE, reason)
-            log.error("not loaded", model=label, turn=turn, reason=reason, exc_info=None if expected else error)
-            return
-        metrics.LOADS.labels(record.name, "ok").inc()
-        servable.start()
-        record.manifest, record.provider = servable.manifest, servable.provider
-        record.become(State.READY)
-        self._swap(
-            model,
-            {number: old for number, old in model.servables.items() if number in wanted} | {record.version: servable},
-        )
-        log.info(
-            "ready",
-            model=label,
-            turn=turn,
-            seconds=round(time.monotonic() - started, 2),
-            provider=servable.provider,
-            parity=servable.manifest.parity.relative_error,
-        )
-
-    async def _published(self, version: Version, record: Record, turn: str) -> Path:
-        """The directory of the version's ONNX file, converted now if need be."""
-        if not isinstance(version.source, Artifact):
-            return version.source
-        if found := self._converter.published(version.source):
-            return found
-        if not self._settings.convert:
-            raise ConversionError(
-                "it has not been converted, and this server does not convert",
-                cure="convert it where PyTorch or Keras is installed (menagerie convert), and serve the result",
-            )
-
-        started, outcome = time.monotonic(), "failed"
-
-        def on_step(step: str) -> None:
-            seconds = round(time.monotonic() - started, 1)
-            record.become(State.LOADING, f"converting: {step} after {seconds} s, {turn}")
-            log.info(
-                "converting", model=f"{record.name} version {record.version}", step=step, turn=turn, seconds=seconds
-            )
-
-        try:
-            directory = await self._converter.convert(version.source, on_step)
+        except Exception as error:  # whatever befalls a load costs that load alone
+            self._refuse(model, record, error)
+        else:
             outcome = "ok"
-        finally:
-            metrics.CONVERSIONS.labels(record.name, outcome).inc()
-            metrics.CONVERSION_SECONDS.labels(record.name).observe(time.monotonic() - started)
-        return directory
+            record.describe(servable)
+            record.become(State.READY)
+            others = {number: other for number, other in model.servables.items() if number in wanted}
+            self._swap(model, others | {record.version: servable})
+        seconds = time.monotonic() - started
+        metrics.LOADS.labels(record.name, outcome).inc()
+        if swapping:
+            metrics.SWAPS.labels(record.name, outcome).inc()
+            metrics.SWAP_SECONDS.labels(record.name).observe(seconds)
+        log.info(
+            "loaded" if outcome == "ok" else "not loaded",
+            model=f"{record.name} version {record.version}",
+            seconds=round(seconds, 2),
+            state=str(record.state),
+            **({"reason": record.reason} if record.reason else {"provider": record.provider}),
+        )
 
-    async def _open(self, version: Version, directory: Path) -> Servable:
-        """A servable that is warm, and not yet started."""
-        manifest, content = await asyncio.to_thread(read_published, directory)
-        settings, observed = self._settings, metrics.ServableMetrics(version.model, version.number)
-        planned = plan(
-            settings,
-            gpus=gpu_names(),
-            cores=usable_cores(),
-            max_batch_size=version.batching.max_batch_size,
-            fingerprint=manifest.fingerprint,
-            item_shape=manifest.spec.input.shape,
-        )
-        engine = Engine(content, planned)
-        await asyncio.to_thread(engine.open)
-        if engine.provider != planned.provider or (settings.provider not in ("auto", "cpu") and not planned.pads):
-            log.warning(
-                "fell back", model=version.model, provider=engine.provider, cure="set MENAGERIE_REQUIRE_GPU=true"
-            )
-        delay = version.batching.max_queue_delay_seconds
-        batcher = Batcher(
-            engine.run,
-            name=version.model,
-            max_batch_size=planned.buckets[-1],
-            max_queue_images=settings.max_queue_images,
-            max_queue_bytes=settings.max_queue_bytes,
-            max_queue_delay_seconds=settings.max_queue_delay_seconds if delay is None else delay,
-            observer=observed,
-            on_device_lost=self._lifecycle.lose_device,
-        )
-        return Servable(
-            version.model,
-            version.number,
-            manifest=manifest,
-            engine=engine,
-            batcher=batcher,
-            decoders=self._decoders,
-            metrics=observed,
-        )
+    def _refuse(self, model: Model, record: Record, error: Exception) -> None:
+        if isinstance(error, ServiceError):
+            reason = f"{error.message}; {error.cure}"
+        else:
+            reason = "an error of the server's own: its log has it"
+            log.exception("a load failed", exc_info=error)
+        before = model.servables.get(record.version)
+        if before is None:
+            record.become(State.UNAVAILABLE, reason)
+        else:  # the version's files changed, and what was loaded of them before goes on
+            record.describe(before)
+            record.become(State.READY, reason)
 
     def _swap(self, model: Model, servables: dict[int, Servable]) -> None:
         """Replaces who answers for a model, in one assignment; who answered until now drains beside."""
         stale = [old for number, old in model.servables.items() if servables.get(number) is not old]
         model.servables = servables
         for old in stale:
-            metrics.SWAPS.labels(model.name).inc()
             if old.version not in servables:
                 model.records[old.version].become(State.UNLOADING, "waiting for its last requests")
             self._retire(model, old)
@@ -285,9 +219,7 @@ class Registry:
         """Lets a servable drain and close, in a task of its own."""
 
         async def drain() -> None:
-            started = time.monotonic()
             await servable.close()
-            metrics.SWAP_SECONDS.labels(model.name).observe(time.monotonic() - started)
             if model.servables.get(servable.version) in (None, servable):
                 servable.metrics.forget()
                 model.records.pop(servable.version).forget()

@@ -27,8 +27,18 @@ from service.errors import RepositoryError
 CONFIG_FILE = "model.toml"
 OVERRIDE_FILE = "artifact.toml"
 
-Signature = tuple[tuple[str, int, int], ...]
-"""Name, size in bytes and change time of each file that a version is made of: another signature is another artifact."""
+
+@dataclass(frozen=True)
+class Signature:
+    """What tells one state of a version's files from another."""
+
+    files: tuple[tuple[str, int, int], ...]
+    """Name, size in bytes and change time in nanoseconds since 1970 of each."""
+
+    def is_settled(self, seconds: float) -> bool:
+        """Whether nobody has written to the files for that long: a copy under way is not a version yet."""
+        newest = max((changed for _, _, changed in self.files), default=0)
+        return seconds == 0 or time.time_ns() - newest >= seconds * 1e9
 
 
 @dataclass(frozen=True)
@@ -79,17 +89,18 @@ class Repository:
             )
         return sorted(set(config.versions))
 
-    def signature(self, name: str, number: int) -> Signature:
-        """What tells one state of a version's files from another."""
+    def signatures(self, name: str) -> dict[int, Signature]:
+        """The wanted versions of a model, each with the state of its files. Raises RepositoryError."""
         model = self.root / name
-        paths = [*model.glob("*.t[ox][ml][lt]"), *(model / str(number)).rglob("*")]
-        stats = ((str(path.relative_to(model)), path.lstat()) for path in sorted(paths))
-        return tuple((path, found.st_size, found.st_ctime_ns) for path, found in stats)
-
-    def is_settled(self, name: str, number: int, seconds: float) -> bool:
-        """Whether nobody has written to the version's files for that long: a copy under way is not a version yet."""
-        newest = max((changed for _, _, changed in self.signature(name, number)), default=0)
-        return time.time_ns() - newest >= seconds * 1e9
+        signatures = {}
+        for number in self.wanted(name):
+            paths = [*model.glob("*.toml"), *model.glob("*.txt"), *(model / str(number)).rglob("*")]
+            try:
+                stats = [(str(path.relative_to(model)), path.lstat()) for path in sorted(paths)]
+            except FileNotFoundError as error:
+                raise RepositoryError(f"files of {name} vanished while they were listed", cure="look again") from error
+            signatures[number] = Signature(tuple((path, stat.st_size, stat.st_ctime_ns) for path, stat in stats))
+        return signatures
 
     def resolve(self, name: str, number: int) -> Version:
         """Everything that is known of one version without converting it. Raises RepositoryError."""

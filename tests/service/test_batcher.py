@@ -62,7 +62,7 @@ def soon():
     return time.monotonic() + 20
 
 
-class running:
+class running:  # noqa: N801 - reads as a verb
     """A started batcher, closed at the end."""
 
     def __init__(self, engine, **options):

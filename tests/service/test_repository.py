@@ -106,7 +106,7 @@ def test_a_wrong_model_toml_is_told_with_its_cure(iris, toml, problem, cure):
 
 def test_a_missing_model_toml_version_or_root_is_told(iris, tmp_path):
     (iris / "iris" / "model.toml").unlink()
-    with pytest.raises(RepositoryError, match="has no model.toml"):
+    with pytest.raises(RepositoryError, match=r"has no model\.toml"):
         Repository(iris).resolve("iris", 1)
     (iris / "empty").mkdir()
     (iris / "empty" / "model.toml").write_text('architecture = "mlp_iris"')
@@ -157,13 +157,14 @@ def test_the_fingerprint_follows_what_decides_the_answer(iris):
 
 def test_a_signature_changes_with_the_files_and_settles_with_time(iris):
     repository = Repository(iris)
-    before = repository.signature("iris", 1)
-    assert repository.signature("iris", 1) == before
-    assert repository.is_settled("iris", 1, 0)
-    assert not repository.is_settled("iris", 1, 3600)
+    before = repository.signatures("iris")
+    assert list(before) == [1]
+    assert repository.signatures("iris") == before
+    assert before[1].is_settled(0)
+    assert not before[1].is_settled(3600)
     (iris / "iris" / "1" / "weights.pth").write_bytes(b"weights, again")
-    assert repository.signature("iris", 1) != before
-    assert time.time_ns() > max(changed for _, _, changed in before)
+    assert repository.signatures("iris") != before
+    assert time.time_ns() > max(changed for _, _, changed in before[1].files)
 
 
 def test_a_published_version_needs_no_architecture(tmp_path):

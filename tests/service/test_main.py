@@ -1,0 +1,134 @@
+"""The command line, run as a user runs it."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from service.__main__ import app
+from service.settings import DEFAULT_REPOSITORY
+from tests.models.make_weights import make_weights
+from tests.service.test_routes import picture
+
+
+def run(*arguments, **environment):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(picture("red"))
+    return path
+
+
+def test_every_command_explains_itself():
+    assert run("--help").exit_code == 0
+    for command in ("serve", "convert", "models", "predict", "check"):
+        assert command in run("--help").output
+        assert run(command, "--help").exit_code == 0
+
+
+def test_predict_needs_no_server(photo, repository, tmp_path):
+    result = run("predict", photo, "--model", "colour", "--top-k", 2, "--repository", repository, "--cache", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1] for line in result.output.splitlines()] == ["red", "green"]
+
+
+def test_predict_asks_a_server(photo, repository, serve):
+    server = serve(repository=repository).wait_ready()
+    result = run("predict", photo, "--model", "colour", "--url", server.url)
+    assert [line.split()[1] for line in result.output.splitlines()] == ["red", "green", "blue"]
+    result = run("predict", photo, "--model", "color", "--url", server.url)
+    assert result.exit_code == 1
+    assert "did you mean 'colour'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["predict", "photo.png", "--model", "color"], "there is no model color"),
+        (["predict", "nothing.png", "--model", "colour"], "nothing.png cannot be read"),
+        (["predict", "photo.png", "--model", "largest"], "takes numbers"),
+        (["predict", "photo.png", "--model", "colour", "--url", "http://127.0.0.1:9"], "no Menagerie answers"),
+        (["convert", "color"], "there is no model color"),
+        (["check", "--repository", "nowhere"], "nowhere cannot be read"),
+    ],
+)
+def test_a_mistake_is_told_in_two_lines(photo, repository, monkeypatch, arguments, problem):
+    monkeypatch.chdir(photo.parent)
+    result = run(*arguments, MENAGERIE_REPOSITORY=str(repository), MENAGERIE_CACHE=str(photo.parent))
+    assert result.exit_code == 1
+    assert problem in result.stderr
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_a_wrong_setting_is_told_by_its_name(repository):
+    result = run("check", MENAGERIE_MAX_BATCH_SIZE="many", MENAGERIE_PROVIDER="tpu")
+    assert result.exit_code == 2
+    assert "MENAGERIE_MAX_BATCH_SIZE: " in result.stderr
+    assert "MENAGERIE_PROVIDER: " in result.stderr
+
+
+def test_check_finds_the_default_repository_sound():
+    result = run("check", "--repository", DEFAULT_REPOSITORY)
+    assert result.exit_code == 0
+    assert result.output.splitlines() == ["digits version 1: sound", "efficientnet_lite0 version 1: sound"]
+
+
+def test_check_names_every_problem(repository, tmp_path):
+    for name, toml in (("broken", 'architecture = "lenet6"'), ("empty", 'architecture = "lenet5"')):
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "model.toml").write_text(toml)
+    result = run("check", "--repository", repository)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == ["colour version 1: sound", "largest version 1: sound"]
+    assert "broken version 1: " in result.stderr
+    assert "did you mean 'lenet5'" in result.stderr
+    assert "empty version 1: version 1 holds no files called weights.*" in result.stderr.replace("empty: ", "")
+    (tmp_path / "bare").mkdir()
+    assert "empty" in run("check", "--repository", tmp_path / "bare").stderr
+
+
+def test_models_lists_states_of_a_repository_and_of_a_server(repository, serve, tmp_path):
+    result = run("models", "--repository", repository, "--cache", tmp_path)
+    assert [line.split()[:3] for line in result.output.splitlines()[1:]] == [
+        ["colour", "1", "PUBLISHED"],
+        ["largest", "1", "PUBLISHED"],
+    ]
+    assert "TO CONVERT" in run("models", "--repository", DEFAULT_REPOSITORY, "--cache", tmp_path).output
+    server = serve(repository=repository).wait_ready()
+    result = run("models", "--url", server.url)
+    assert [line.split()[:3] for line in result.output.splitlines()[1:]] == [
+        ["colour", "1", "READY"],
+        ["largest", "1", "READY"],
+    ]
+
+
+@pytest.mark.slow
+def test_convert_publishes_a_repository_that_serves_without_a_framework(tmp_path, serve):
+    model = tmp_path / "repository" / "iris"
+    (model / "1").mkdir(parents=True)
+    (model / "model.toml").write_text('architecture = "mlp_iris"\nlabels = ["setosa", "versicolor", "virginica"]\n')
+    make_weights("torch", "mlp_iris", model / "1" / "weights.pth")
+    command = [sys.executable, "-m", "service", "convert", "--repository", model.parent, "--cache", tmp_path / "cache"]
+    first = subprocess.run([*command, "--output", tmp_path / "published"], check=True, capture_output=True, text=True)
+    assert "iris version 1 (1 of 1):" in first.stdout
+    assert "compare" in first.stdout
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert again.stdout.splitlines() == ["iris version 1 (1 of 1): converted already"]
+    assert sorted(path.name for path in (tmp_path / "published" / "iris" / "1").iterdir()) == [
+        "manifest.json",
+        "model.onnx",
+    ]
+    server = serve(repository=tmp_path / "published", cache=tmp_path / "other", convert="false").wait_ready()
+    assert server.get("/models/iris/labels").json()["labels"] == ["setosa", "versicolor", "virginica"]
+
+
+def test_a_server_that_does_not_convert_says_where_to(serve, tmp_path):
+    server = serve(repository=DEFAULT_REPOSITORY, convert="false")
+    from tests.service.conftest import until
+
+    until(lambda: "convert it where PyTorch or Keras is installed" in server.log())
+    assert server.get("/health/ready").status_code == 503

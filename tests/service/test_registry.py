@@ -1,0 +1,187 @@
+"""Loading, swapping and unloading: whatever the repository does, somebody answers."""
+
+import asyncio
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from service.machine import usable_cores
+from service.errors import ModelNotFound, ModelNotReady
+from service.lifecycle import Lifecycle
+from service.metrics import generate_latest
+from service.preprocess import DecodePool
+from service.registry import Registry
+from service.settings import Settings
+from tests.models.published import publish_numbers, publish_softmax
+from tests.service.test_routes import picture
+
+pytestmark = pytest.mark.anyio
+
+NUMBERS = np.array([0, 1, 0], np.float32)
+
+
+@pytest.fixture
+async def registry(tmp_path):
+    """A registry of an empty repository."""
+    (tmp_path / "repository").mkdir()
+    settings = Settings(repository=tmp_path / "repository", cache=tmp_path / "cache")
+    decoders = DecodePool(usable_cores(), settings.max_decode_images, settings.max_image_pixels)
+    decoders.start()
+    registry = Registry(settings, decoders, Lifecycle())
+    registry.root = settings.repository
+    yield registry
+    await registry.close()
+    decoders.close()
+
+
+async def ask(registry, name="model", version=None, item=NUMBERS):
+    """The version that answers, and its best label."""
+    with registry.lease(name, version) as servable:
+        outcome = await servable.predict([item], 1, time.monotonic() + 20)
+        return servable.version, outcome.results[0][0].label
+
+
+def states(registry, name="model"):
+    return {number: str(record.state) for number, record in registry.model(name).records.items()}
+
+
+def value(metric):
+    lines = generate_latest().decode().splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith(metric)), None)
+
+
+async def test_an_empty_repository_is_unready_with_a_reason(registry):
+    assert "not been read" in registry.unready()["repository"]
+    await registry.refresh()
+    assert "holds no model" in registry.unready()["repository"]
+    with pytest.raises(ModelNotFound):
+        registry.servable("model")
+
+
+async def test_a_new_version_replaces_the_old_one_which_answers_until_then(registry):
+    publish_numbers(registry.root / "model", 1)
+    await registry.refresh()
+    assert await ask(registry) == (1, "second")
+    swaps = value('serving_swaps_total{model="model",outcome="ok"}') or 0
+    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "2")
+    with registry.lease("model") as old:
+        await registry.refresh()
+        assert await ask(registry) == (2, "second")
+        assert states(registry) == {1: "UNLOADING", 2: "READY"}
+        outcome = await old.predict([NUMBERS], 1, time.monotonic() + 20)  # who holds a lease is still answered
+        assert outcome.results[0][0].label == "second"
+    while 1 in registry.model("model").records:
+        await asyncio.sleep(0.01)
+    assert states(registry) == {2: "READY"}
+    assert value('serving_swaps_total{model="model",outcome="ok"}') == swaps + 1
+    assert value('serving_queue_depth{model="model",version="1"}') is None
+    assert value('serving_model_state{model="model",state="READY",version="2"}') == 1
+
+
+async def test_a_broken_new_version_leaves_the_old_one_live_with_the_reason(registry):
+    publish_numbers(registry.root / "model", 1)
+    await registry.refresh()
+    swaps = value('serving_swaps_total{model="model",outcome="failed"}') or 0
+    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "2")
+    (registry.root / "model" / "2" / "model.onnx").write_bytes(b"broken")
+    await registry.refresh()
+    assert await ask(registry) == (1, "second")
+    assert states(registry) == {1: "READY", 2: "UNAVAILABLE"}
+    assert "is not the file" in registry.model("model").records[2].reason
+    assert registry.unready() == {}
+    assert value('serving_swaps_total{model="model",outcome="failed"}') == swaps + 1
+    with pytest.raises(ModelNotReady, match="UNAVAILABLE"):
+        registry.servable("model", 2)
+    shutil.rmtree(registry.root / "model" / "2")
+    await registry.refresh()
+    assert states(registry) == {1: "READY"}
+
+
+async def test_a_version_that_was_deleted_gives_way_to_the_one_before(registry):
+    publish_numbers(registry.root / "model", 1)
+    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "2")
+    await registry.refresh()
+    assert (await ask(registry))[0] == 2
+    shutil.rmtree(registry.root / "model" / "2")
+    await registry.refresh()
+    assert (await ask(registry))[0] == 1
+
+
+async def test_all_versions_can_be_live_at_once(registry):
+    publish_numbers(registry.root / "model", 1)
+    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "3")
+    toml = registry.root / "model" / "model.toml"
+    toml.write_text(toml.read_text() + 'versions = "all"\n')
+    await registry.refresh()
+    assert [await ask(registry, version=number) for number in (1, 3, None)] == [
+        (1, "second"),
+        (3, "second"),
+        (3, "second"),
+    ]
+    with pytest.raises(ModelNotFound, match="no version 2"):
+        registry.servable("model", 2)
+    shutil.rmtree(registry.root / "model" / "3")
+    await registry.refresh()
+    assert (await ask(registry))[0] == 1
+
+
+async def test_a_version_whose_files_change_is_loaded_again(registry):
+    directory = publish_softmax(registry.root / "model")
+    await registry.refresh()
+    assert await ask(registry, item=picture("red")) == (1, "red")
+    shutil.rmtree(directory.parent)
+    publish_softmax(registry.root / "model", labels=("rot", "gruen", "blau"))
+    await registry.refresh()
+    assert await ask(registry, item=picture("red")) == (1, "rot")
+    (directory / "model.onnx").write_bytes(b"broken")
+    await registry.refresh()
+    assert await ask(registry, item=picture("red")) == (1, "rot")
+    assert states(registry) == {1: "READY"}
+    assert "is not the file" in registry.model("model").records[1].reason
+
+
+async def test_a_copy_under_way_is_left_for_the_next_time(registry):
+    publish_numbers(registry.root / "model")
+    await registry.refresh(settled_seconds=3600)
+    assert registry.model("model").records == {}
+    with pytest.raises(ModelNotReady):
+        registry.servable("model")
+    await registry.refresh()
+    assert await ask(registry) == (1, "second")
+
+
+async def test_a_model_that_was_removed_is_unknown_and_its_last_caller_answered(registry):
+    publish_numbers(registry.root / "model")
+    publish_numbers(registry.root / "other")
+    await registry.refresh()
+    with registry.lease("model") as servable:
+        shutil.rmtree(registry.root / "model")
+        await registry.refresh()
+        with pytest.raises(ModelNotFound):
+            registry.servable("model")
+        assert (await servable.predict([NUMBERS], 1, time.monotonic() + 20)).results
+    assert (await ask(registry, "other"))[0] == 1
+
+
+async def test_a_repository_that_vanishes_leaves_what_is_loaded(registry):
+    publish_numbers(registry.root / "model")
+    await registry.refresh()
+    shutil.rmtree(registry.root)
+    await registry.refresh()
+    assert await ask(registry) == (1, "second")
+
+
+async def test_a_server_that_polls_swaps_under_load_without_an_error(application, repository):
+    with application(poll_seconds=0.05, models="largest") as client:
+        seen = set()
+        for number in range(2, 6):
+            staging = repository / ".staging"
+            shutil.copytree(repository / "largest" / "1", staging)
+            staging.rename(repository / "largest" / str(number))
+            while number not in seen:
+                answer = client.post("/predict/largest", json={"instances": [[0, 1, 0]]})
+                assert answer.status_code == 200
+                seen.add(answer.json()["version"])
+        assert seen == {1, 2, 3, 4, 5}
