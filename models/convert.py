@@ -2,8 +2,8 @@
 
     python -P -m models.convert < job.json
 
-It reads a Job on standard input and writes a line of JSON to standard output for each step: `{"step": NAME}` as the step
-begins, then `{"published": DIRECTORY}` or `{"failed": STEP, "reason": TEXT, "cure": TEXT}`.
+It reads a Job on standard input and writes lines of JSON to standard output: `{"step": NAME}` as each step begins, then
+`{"published": DIRECTORY}` or `{"failed": STEP, "reason": TEXT, "cure": TEXT}`.
 """
 
 import contextlib

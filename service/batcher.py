@@ -15,8 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from service.engine import DeviceLost
-from service.errors import DeadlinePassed, InferenceFailed, ModelNotReady, QueueFull, ServiceError
+from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, ModelNotReady, QueueFull, ServiceError
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array], Array]

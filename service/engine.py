@@ -13,7 +13,7 @@ import numpy as np
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: since 1.29 the Linux wheels report home by default
 import onnxruntime
 
-from service.errors import EngineError
+from service.errors import DeviceLost, EngineError
 from service.settings import Settings
 
 Array = np.ndarray[Any, Any]
@@ -29,15 +29,6 @@ _FATAL = (
     "CUDNN_STATUS_INTERNAL_ERROR",
     "CUBLAS_STATUS_INTERNAL_ERROR",
 )
-
-
-class DeviceLost(EngineError):
-    """The GPU's context is poisoned: every later call of this process fails too."""
-
-    code = "device_lost"
-    cure = "the server restarts itself; send again"
-    status = 503
-    retry_after_seconds = 30
 
 
 @dataclass(frozen=True, kw_only=True)

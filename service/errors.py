@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 
 class ServiceError(Exception):
-    """An error with a stable `code`, the HTTP `status` that goes with it, and what the caller can do about it.
+    """The server made a mistake.
 
-    The message is the server's own words: never a path, never a library's text.
+    Every other error is a kind of it, with a stable `code`, the HTTP `status` that goes with it, and what the caller
+    can do about it. The message is the server's own words: never a path, never a library's text.
     """
 
     status = 500
@@ -171,11 +172,20 @@ class DeadlinePassed(ServiceError):
 
 
 class InferenceFailed(ServiceError):
-    """The engine failed on this item, alone."""
+    """The engine failed on this item."""
 
     status = 500
     code = "inference_failed"
     cure = "the server's log has the cause, under the X-Request-ID of this answer"
+
+
+class DeviceLost(ServiceError):
+    """The GPU failed in a way that only a new process repairs; the server ends, to be started again."""
+
+    status = 503
+    code = "device_lost"
+    cure = "the server is being started again: send again"
+    retry_after_seconds = 30
 
 
 # The operator meets these: at start, in a log, in GET /models/<model>.

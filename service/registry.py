@@ -172,7 +172,7 @@ class Registry:
                 record.name, record.version, lambda words: record.become(State.LOADING, f"{words}, {turn}")
             )
             wanted = await asyncio.to_thread(self._repository.wanted, record.name)
-        except Exception as error:  # whatever befalls a load costs that load alone
+        except Exception as error:  # noqa: BLE001 - whatever befalls a load costs that load alone
             self._refuse(model, record, error)
         else:
             outcome = "ok"
@@ -198,7 +198,7 @@ class Registry:
             reason = f"{error.message}; {error.cure}"
         else:
             reason = "an error of the server's own: its log has it"
-            log.exception("a load failed", exc_info=error)
+            log.error("a load failed", exc_info=error)
         before = model.servables.get(record.version)
         if before is None:
             record.become(State.UNAVAILABLE, reason)

@@ -84,6 +84,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.drain_delay_seconds >= self.grace_seconds:
+            msg = "drain_delay_seconds must be less than grace_seconds: what waits is answered in between"
+            raise ValueError(msg)
         for bound in ("max_queue_images", "max_decode_images"):
             if getattr(self, bound) < self.max_images_per_request:
                 msg = f"{bound} is smaller than max_images_per_request: a full request could never be served"

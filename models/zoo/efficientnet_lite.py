@@ -4,6 +4,7 @@ Lite: no squeeze-and-excitation, ReLU6 for swish, and a stem and a head that do 
 Module names are those of the published PyTorch checkpoints.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from models.architecture import Architecture
@@ -22,6 +23,15 @@ STAGES = (
 STEM, HEAD = 32, 1280
 DROPOUT = 0.2
 EPSILON = 1e-3
+
+
+def blocks() -> Iterator[tuple[int, int, int, int, int]]:
+    """Each block in turn: channels in, kernel, stride, expansion, channels out."""
+    channels = STEM
+    for count, kernel, first_stride, expansion, width in STAGES:
+        for index in range(count):
+            yield channels, kernel, first_stride if index == 0 else 1, expansion, width
+            channels = width
 
 
 def torch_efficientnet_lite0(num_classes: int = 1000) -> Any:
@@ -69,13 +79,8 @@ def torch_efficientnet_lite0(num_classes: int = 1000) -> Any:
             super().__init__()
             self._conv_stem = SameConv2d(3, STEM, 3, 2, bias=False)
             self._bn0 = norm(STEM)
-            blocks, channels = [], STEM
-            for count, kernel, first_stride, expansion, width in STAGES:
-                for index in range(count):
-                    blocks.append(Block(channels, kernel, first_stride if index == 0 else 1, expansion, width))
-                    channels = width
-            self._blocks = nn.ModuleList(blocks)
-            self._conv_head = nn.Conv2d(channels, HEAD, 1, bias=False)
+            self._blocks = nn.ModuleList(Block(*block) for block in blocks())
+            self._conv_head = nn.Conv2d(STAGES[-1][-1], HEAD, 1, bias=False)
             self._bn1 = norm(HEAD)
             self._dropout = nn.Dropout(DROPOUT)
             self._fc = nn.Linear(HEAD, num_classes)

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: numbers in, classes out. Rosenblatt, 1961; trained by backpropagation since Rumelhart, 1986."""
+"""Multilayer perceptrons. Rumelhart, Hinton & Williams, 1986. Learning representations by back-propagating errors."""
 
 from typing import Any
 

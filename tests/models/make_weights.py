@@ -1,4 +1,6 @@
-"""Saves seeded weights of a catalog architecture: python -m tests.models.make_weights FRAMEWORK ARCHITECTURE FILE [NUM_CLASSES].
+"""Saves seeded weights of a catalog architecture.
+
+    python -m tests.models.make_weights FRAMEWORK ARCHITECTURE FILE [NUM_CLASSES]
 
 Run in a process of its own: frameworks are slow to import, and warn.
 """

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Answer, Batcher
-from service.engine import DeviceLost
-from service.errors import DeadlinePassed, InferenceFailed, ModelNotReady, QueueFull
+from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, ModelNotReady, QueueFull
 
 pytestmark = pytest.mark.anyio
 

@@ -7,14 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from service.machine import usable_cores
 from service.errors import ModelNotFound, ModelNotReady
 from service.lifecycle import Lifecycle
+from service.machine import usable_cores
 from service.metrics import generate_latest
 from service.preprocess import DecodePool
 from service.registry import Registry
 from service.settings import Settings
 from tests.models.published import publish_numbers, publish_softmax
+from tests.service.conftest import until
 from tests.service.test_routes import picture
 
 pytestmark = pytest.mark.anyio
@@ -72,8 +73,7 @@ async def test_a_new_version_replaces_the_old_one_which_answers_until_then(regis
         assert states(registry) == {1: "UNLOADING", 2: "READY"}
         outcome = await old.predict([NUMBERS], 1, time.monotonic() + 20)  # who holds a lease is still answered
         assert outcome.results[0][0].label == "second"
-    while 1 in registry.model("model").records:
-        await asyncio.sleep(0.01)
+    await asyncio.to_thread(until, lambda: 1 not in registry.model("model").records)
     assert states(registry) == {2: "READY"}
     assert value('serving_swaps_total{model="model",outcome="ok"}') == swaps + 1
     assert value('serving_queue_depth{model="model",version="1"}') is None
