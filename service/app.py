@@ -13,8 +13,9 @@ from service.body import BodyReader
 from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
 from service.lifecycle import Lifecycle
 from service.machine import usable_cores
+from service.memory import tune_malloc
 from service.middleware import Facts, RequestMiddleware, error_response
-from service.preprocess import DecodePool, tune_malloc
+from service.preprocess import DecodePool
 from service.registry import Registry
 from service.routes import router
 from service.settings import Settings

@@ -1,6 +1,5 @@
 """An ONNX Runtime session: providers, buckets, warm-up, run."""
 
-import ctypes
 import gc
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: since 1.29 the Linu
 import onnxruntime
 
 from service.errors import DeviceLost, EngineError
+from service.memory import trim_malloc
 from service.settings import Settings
 
 Array = np.ndarray[Any, Any]
@@ -204,17 +204,9 @@ class Engine:
         """Gives the session's memory back to the system."""
         self._session = None
         gc.collect()
-        trim_memory()
+        trim_malloc()
 
     def _opened(self) -> onnxruntime.InferenceSession:
         if self._session is None:
             raise EngineError("the engine is not open")
         return self._session
-
-
-def trim_memory() -> None:
-    """Glibc keeps freed memory for itself; this hands it back. Elsewhere there is nothing to do."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        return

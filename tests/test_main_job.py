@@ -74,7 +74,7 @@ def test_the_parity_figure_is_shown(server, model):
 
 
 async def test_64_clients_are_answered_in_batches(server):
-    photo = images.jpeg(Image.open(SAMPLES / "chelsea.png").convert("RGB").resize((500, 375)))
+    photo = images.encoded(Image.open(SAMPLES / "chelsea.png").convert("RGB").resize((500, 375)), "JPEG")
     sums = [
         total(server, f"serving_batch_size_{part}", model="efficientnet_lite0", version="1")
         for part in ("sum", "count")
