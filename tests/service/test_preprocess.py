@@ -624,9 +624,6 @@ def test_stray_bytes_between_segments_are_skipped_as_viewers_do():
     assert np.array_equal(at_own_size(gif[:at] + b"\0\0" + gif[at:]), at_own_size(gif))
 
 
-# malloc.
-
-
 # The pool.
 
 
