@@ -57,7 +57,7 @@ def until(condition, seconds=60):
 class ServerProcess:
     """`menagerie serve` in a process of its own, with its log in a file."""
 
-    def __init__(self, log, **settings):
+    def __init__(self, log, command=("-m", "service", "serve"), **settings):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -67,7 +67,7 @@ class ServerProcess:
         environment = {f"MENAGERIE_{name.upper()}": str(value) for name, value in settings.items()}
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "serve"], env=os.environ | environment, stderr=file
+                [sys.executable, *command], env=os.environ | environment, stderr=file
             )
 
     def log(self):

@@ -227,6 +227,12 @@ def test_health_says_whether_the_process_lives_and_is_ready(client):
     assert client.get("/health/ready").json() == {"ready": True, "reasons": {}}
 
 
+def test_a_stuck_engine_call_is_no_life(client, monkeypatch):
+    monkeypatch.setattr("service.batcher.Batcher.stuck_seconds", lambda _: 1000.0)
+    answer = client.get("/health/live")
+    assert (answer.status_code, answer.json()) == (503, {"live": False})
+
+
 def test_a_broken_model_is_unready_with_the_reason_and_harms_no_other(application, repository):
     (repository / "broken").mkdir()
     (repository / "broken" / "model.toml").write_text('architecture = "lenet6"')

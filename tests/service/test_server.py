@@ -138,6 +138,28 @@ def test_an_impatient_signal_ends_at_once_with_0(serve, repository, begun):
     assert server.process.wait(20) == 0
 
 
+LOST = """
+from service.__main__ import main
+from service.engine import Engine
+from service.errors import DeviceLost
+
+def run(engine, batch):
+    raise DeviceLost("the GPU failed")
+
+Engine._warm = lambda engine: None
+Engine.run = run
+main()
+"""
+
+
+def test_a_lost_device_is_told_and_ends_the_process_for_a_supervisor_to_start_again(serve, repository):
+    server = serve(repository=repository, command=("-c", LOST, "serve")).wait_ready()
+    answer = httpx2.post(f"{server.url}/predict/colour", content=picture(), headers=JPEG)
+    assert error_of(answer) == (503, "device_lost")
+    assert answer.headers["Retry-After"]
+    assert server.process.wait(30) == 70
+
+
 def test_a_port_that_is_taken_is_told(serve, repository):
     first = serve(repository=repository).wait_ready()
     second = serve(repository=repository, port=first.port)
