@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: serve test test-fast check image
 
 serve: .venv/serve
-	$(BIN)/menagerie serve
+	@$(BIN)/menagerie serve
 
 test: .venv/test
 	$(BIN)/pytest
@@ -25,10 +25,11 @@ image:
 	docker build --target lean --tag menagerie:lean .
 
 .venv/serve: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,keras]'
-	touch $@
+	@echo "Installing PyTorch, TensorFlow and ONNX Runtime into .venv: some minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,keras]'
+	@touch $@
 
 .venv/test: .venv/serve
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,keras,dev]'
-	touch $@
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,keras,dev]'
+	@touch $@

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
+import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
 from importlib import util
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from models.architecture import Architecture, Framework
-from models.inputs import Frozen, Input
+from models.inputs import Frozen, Input, expand
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ONNX_FILE = "model.onnx"
@@ -27,6 +28,8 @@ WEIGHT_SUFFIXES: Mapping[str, Framework] = {
     ".h5": "keras",
 }
 
+# With these, and the architecture's own file, a fingerprint changes.
+_CONVERTER = ("architecture.py", "artifact.py", "convert.py", "export.py", "inputs.py", "weights.py")
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")
 
 
@@ -41,8 +44,8 @@ class ArtifactError(ValueError):
 class Batching(Frozen):
     """`[batching]` of a model.toml; what is left out comes from the server's settings."""
 
-    max_batch_size: PositiveInt | None = None
-    max_queue_delay_seconds: NonNegativeFloat | None = None
+    max_batch_size: int | None = Field(None, ge=1, le=1024)
+    max_queue_delay_seconds: float | None = Field(None, ge=0, le=60, allow_inf_nan=False)
 
 
 class ModelConfig(Frozen):
@@ -65,6 +68,20 @@ class ModelConfig(Frozen):
     versions: Literal["latest", "all"] | tuple[PositiveInt, ...] = "latest"
     """Which versions are loaded; the highest of them answers unless a request names another."""
 
+    @field_validator("input")
+    @classmethod
+    def _expand(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return expand(values)
+
+    def overridden(self, values: Mapping[str, Any]) -> Self:
+        """These settings with those of an artifact.toml over them, key by key. Raises ValueError."""
+        if "versions" in values:
+            raise ValueError("versions belongs into model.toml: it is about all versions")
+        over = type(self).model_validate({"architecture": self.architecture, **values})
+        given = {name: getattr(over, name) for name in values}
+        batching = self.batching.model_copy(update=over.batching.model_dump(exclude_unset=True))
+        return self.model_copy(update={**given, "input": self.input | over.input, "batching": batching})
+
 
 class Spec(Frozen):
     """What decides the graph and the answers, whatever the weights."""
@@ -75,6 +92,12 @@ class Spec(Frozen):
     input: Input
     output: Literal["logits", "probabilities"]
     labels: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.labels) != self.num_classes:
+            raise ValueError(f"there are {len(self.labels)} labels for {self.num_classes} classes")
+        return self
 
 
 class Artifact(Frozen):
@@ -166,18 +189,26 @@ def find_weights(config: ModelConfig, directory: Path) -> Path:
         path = root / inside
     else:
         root, path = directory, directory / config.weights
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not Path(os.path.normpath(path)).is_relative_to(root):
         raise ArtifactError(f"weights {config.weights!r} lie outside of their directory", "name a file inside it")
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ArtifactError(f"there is no file {config.weights!r}", "correct weights in model.toml or artifact.toml")
-    if not stat.S_ISREG(path.lstat().st_mode):
+    if not is_regular(path) or not path.resolve().is_relative_to(root.resolve()):
         raise ArtifactError(f"{path.name} is not a regular file", "replace the link by the file itself")
     return path
 
 
+def is_regular(path: Path) -> bool:
+    """Whether there is a file itself, not a link to one."""
+    return os.path.lexists(path) and stat.S_ISREG(path.lstat().st_mode)
+
+
 def _package_directory(package: str) -> Path:
     """Where an installed package lies; it is not imported."""
-    found = util.find_spec(package) if package.isidentifier() else None
+    try:
+        found = util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # a module that was run rather than imported
+        found = None
     if found is None or found.origin is None:
         raise ArtifactError(
             f"the package {package} that holds the weights is not installed",
@@ -196,20 +227,35 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
         raise ArtifactError(
             f"there is no built-in list of labels {labels!r}", f"use one of {known}, a list, or a labels.txt"
         )
-    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(path.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
 
 
 def converter_sources(architecture: Architecture, framework: Framework) -> list[Path]:
     """The code that turns this architecture's weights into ONNX: when it changes, so does the fingerprint."""
     family = architecture.builders[framework].__code__.co_filename
     here = Path(__file__)
-    return [Path(family), *(here.with_name(name) for name in ("inputs.py", "weights.py", "export.py", "convert.py"))]
+    return [Path(family), *(here.with_name(name) for name in _CONVERTER)]
 
 
 def fingerprint(spec: Spec, weights: Path, sources: Iterable[Path]) -> str:
-    """SHA-256 over everything that decides the published files."""
+    """SHA-256 over everything of this project and its user that decides the published files."""
     digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
     for path in (weights, *sources):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def published_manifest(directory: Path) -> Manifest | None:
+    """The manifest of a published directory; None where it is not whole, or of another release."""
+    try:
+        manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes())
+        whole = (directory / ONNX_FILE).stat().st_size == manifest.onnx_bytes
+    except (OSError, ValidationError):
+        return None
+    return manifest if whole else None

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -22,7 +23,18 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from models import catalog, weights
-from models.artifact import MANIFEST_FILE, ONNX_FILE, Artifact, ArtifactError, Manifest, Parity, Spec
+from models.artifact import (
+    MANIFEST_FILE,
+    ONNX_FILE,
+    Artifact,
+    ArtifactError,
+    Manifest,
+    Parity,
+    Spec,
+    converter_sources,
+    fingerprint,
+    published_manifest,
+)
 from models.inputs import Frozen, ImageInput
 
 STEPS = ("build", "load", "export", "join", "compare", "publish")
@@ -72,18 +84,27 @@ class Conversion:
         staging.mkdir(parents=True, exist_ok=True)
         with (staging / f"{self.artifact.fingerprint}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel, however this process ends
-            if not (target / MANIFEST_FILE).exists():
-                self._convert(staging / self.artifact.fingerprint, target)
+            if published_manifest(target) is None:
+                room = staging / self.artifact.fingerprint
+                shutil.rmtree(room, ignore_errors=True)  # what an earlier child left
+                room.mkdir()
+                tempfile.tempdir = str(room)  # frameworks' own files, too, go with it
+                self._convert(room / "published", target)
+                shutil.rmtree(room)
         return target
 
     def _convert(self, staging: Path, target: Path) -> None:
-        from models import export  # noqa: PLC0415 - imports onnx, which says where its steps fail
+        from models import export  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
 
         with self.step("build"):
             architecture = catalog.find(self.spec.architecture)
             network = architecture.builders[self.spec.framework](num_classes=self.spec.num_classes)
         with self.step("load"):
             weights.load(network, self.spec.framework, self.artifact.weights)
+            if fingerprint(self.spec, self.artifact.weights, converter_sources(architecture, self.spec.framework)) != (
+                self.artifact.fingerprint
+            ):
+                raise ArtifactError("the weights changed while they were read", "write them once, then load them again")
         with self.step("export"):
             exported = export.export(network, self.spec)
         with self.step("join"):
@@ -169,8 +190,7 @@ def _softmax(logits: Any) -> Any:
 
 
 def publish(files: dict[str, bytes], staging: Path, target: Path) -> None:
-    """Writes beside, then renames: a reader sees all of the files or none. What an earlier child left is removed."""
-    shutil.rmtree(staging, ignore_errors=True)
+    """Writes beside, then renames: a reader sees all of the files or none."""
     staging.mkdir()
     for name, content in files.items():
         with (staging / name).open("wb") as file:
@@ -179,7 +199,7 @@ def publish(files: dict[str, bytes], staging: Path, target: Path) -> None:
             os.fsync(file.fileno())
     for directory in (staging, target.parent):
         _sync(directory)
-    shutil.rmtree(target, ignore_errors=True)  # one without a manifest, if any
+    shutil.rmtree(target, ignore_errors=True)  # one that is not whole, if any
     staging.rename(target)
     _sync(target.parent)
 
@@ -201,6 +221,7 @@ def die_with_parent() -> None:
 def main() -> int:
     """Runs the job on standard input; 0 when it is published."""
     die_with_parent()
+    os.nice(10)  # requests come first
     # Frameworks print to standard output: keep it for events, and send their words to standard error.
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -216,6 +237,13 @@ def main() -> int:
             failed=conversion.current,
             reason=f"{error.name} is not installed, and {framework} weights need it",
             cure=f"pip install 'menagerie[{framework}]', or serve what was converted elsewhere (menagerie convert)",
+        )
+        return 1
+    except OSError as error:
+        conversion.tell(
+            failed=conversion.current,
+            reason=f"a file could not be written or read: {error.strerror}",
+            cure="make MENAGERIE_CACHE a writable directory with room",
         )
         return 1
     conversion.tell(published=str(target))

@@ -1,5 +1,6 @@
 """What a model takes: images or numbers, and how they become its numbers."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -21,6 +22,19 @@ NORMALIZATIONS: dict[str, dict[str, Any]] = {
     "unit": {"scale": 1 / 255, "mean": (0.0,), "std": (1.0,), "order": "rgb"},
     "raw": {"scale": 1.0, "mean": (0.0,), "std": (1.0,), "order": "rgb"},
 }
+
+
+def expand(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`normalization = "torch"` written out: that mode's scale, mean, std and order. Raises ValueError."""
+    rest = {name: value for name, value in values.items() if name != "normalization"}
+    if "normalization" not in values:
+        return rest
+    mode = values["normalization"]
+    if mode not in NORMALIZATIONS:
+        raise ValueError(f"normalization {mode!r} is not one of {', '.join(NORMALIZATIONS)}")
+    if both := rest.keys() & NORMALIZATIONS[mode].keys():
+        raise ValueError(f"normalization {mode!r} stands for {', '.join(sorted(both))} too; give the one or the other")
+    return rest | NORMALIZATIONS[mode]
 
 
 class ImageInput(Frozen):
@@ -47,26 +61,16 @@ class ImageInput(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_normalization(cls, values: Any) -> Any:
-        """`normalization = "torch"` stands for that mode's scale, mean, std and order."""
-        if not isinstance(values, dict) or "normalization" not in values:
-            return values
-        values = dict(values)
-        mode = values.pop("normalization")
-        if mode not in NORMALIZATIONS:
-            msg = f"normalization {mode!r} is not one of {', '.join(NORMALIZATIONS)}"
-            raise ValueError(msg)
-        return values | NORMALIZATIONS[mode]
+    def _expand(cls, values: Any) -> Any:
+        return expand(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
-                msg = f"{name} has {len(values)} values; give one, or one for each of the {self.channels} channels"
-                raise ValueError(msg)
+                raise ValueError(f"{name} has {len(values)} values; give one, or one a channel: {self.channels}")
         if self.resize_to is not None and self.resize_to < max(self.height, self.width):
-            msg = f"resize_to = {self.resize_to} is smaller than the {self.height}x{self.width} crop; raise it"
-            raise ValueError(msg)
+            raise ValueError(f"resize_to = {self.resize_to} is smaller than the {self.height}x{self.width} crop")
         return self
 
     @property

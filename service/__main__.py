@@ -15,17 +15,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from models.artifact import Artifact
+from models.artifact import MANIFEST_FILE, Artifact
 from service import logs
 from service.conversion import Converter
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
 from service.preprocess import DecodePool
 from service.registry import Registry
-from service.repository import CONFIG_FILE, Repository, Version
+from service.repository import CONFIG_FILE, OVERRIDE_FILE, Repository, Version, read_published
 from service.schemas import PredictAnswer
 from service.server import Server
-from service.settings import Settings
+from service.settings import PREFIX, Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,11 +72,12 @@ def convert(
     found = Repository(settings.repository)
     failed = 0
     with _said():
-        versions = [(name, number) for name in _chosen(found, models) for number in found.wanted(name)]
-    for position, (name, number) in enumerate(versions, 1):
-        title = f"{name} version {number} ({position} of {len(versions)})"
+        chosen = [each for each in _versions(found) if not models or each[0] in _known(found, models)]
+    for position, (name, number, version) in enumerate(chosen, 1):
+        title = f"{name} version {number} ({position} of {len(chosen)})" if number else name
         try:
-            version = found.resolve(name, number)
+            if isinstance(version, ServiceError):
+                raise version
             directory = _converted(version, converter, title)
             if output is not None:
                 _publish(found, version, directory, output)
@@ -105,12 +106,18 @@ def _converted(version: Version, converter: Converter, title: str) -> Path:
 
 
 def _publish(repository: Repository, version: Version, directory: Path, output: Path) -> None:
-    """Copies a published version into another repository, beside its model.toml; complete or not at all."""
-    model = output / version.model
+    """Copies a published version into another repository, beside its settings; complete or not at all."""
+    source, model = repository.root / version.model, output / version.model
     target, staging = model / str(version.number), model / f".{version.number}.staging"
+    if target.exists() and not (target / MANIFEST_FILE).exists():
+        raise RepositoryError(f"{target} holds something else", cure="name an empty directory as --output")
+    if target.resolve() == directory.resolve():
+        raise RepositoryError(f"{output} is the repository itself", cure="name another directory as --output")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(directory, staging)
-    shutil.copyfile(repository.root / version.model / CONFIG_FILE, model / CONFIG_FILE)
+    shutil.copyfile(source / CONFIG_FILE, model / CONFIG_FILE)
+    if (override := source / str(version.number) / OVERRIDE_FILE).exists():
+        shutil.copyfile(override, staging / OVERRIDE_FILE)
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
     out.print(f"published {target}")
@@ -123,7 +130,7 @@ def models(repository: RepositoryOption = None, cache: CacheOption = None, url: 
         "model", "version", "state", "architecture", "framework", "provider", "reason", box=None, pad_edge=False
     )
     with _said():
-        rows = _server_rows(url) if url else _repository_rows(_settings(repository=repository, cache=cache))
+        rows = _server_rows(url.rstrip("/")) if url else _repository_rows(_settings(repository=repository, cache=cache))
         for row in rows:
             table.add_row(*map(escape, row))
     out.print(table)
@@ -153,15 +160,20 @@ def _repository_rows(settings: Settings) -> Iterator[tuple[str, ...]]:
 
 def _versions(repository: Repository) -> Iterator[tuple[str, int | None, Version | ServiceError]]:
     """Every version that would be loaded, or why it could not be."""
+    for name in repository.ignored():
+        cure = "rename the directory: lower-case letters, digits, '.', '_' and '-', at most 64"
+        yield name, None, RepositoryError(f"{name!r} is no name for a model, and is not served", cure=cure)
     for name in repository.names():
         try:
-            for number in repository.wanted(name):
-                try:
-                    yield name, number, repository.resolve(name, number)
-                except ServiceError as error:
-                    yield name, number, error
+            numbers: list[int] = repository.wanted(name)
         except ServiceError as error:
             yield name, None, error
+            continue
+        for number in numbers:
+            try:
+                yield name, number, repository.resolve(name, number)
+            except ServiceError as error:
+                yield name, number, error
 
 
 @app.command()
@@ -180,7 +192,7 @@ def predict(
         except OSError as error:
             raise RepositoryError(f"{photo} cannot be read: {error.strerror}", cure="name an image file") from error
         if url:
-            answer = _post(f"{url}/predict/{model}", params={"top_k": top_k}, content=content)
+            answer = _post(f"{url.rstrip('/')}/predict/{model}", params={"top_k": top_k}, content=content)
         else:
             answer = asyncio.run(_predict_here(_settings(repository=repository, cache=cache), model, content, top_k))
     for each in answer["predictions"]:
@@ -189,8 +201,7 @@ def predict(
 
 async def _predict_here(settings: Settings, model: str, content: bytes, top_k: int) -> dict[str, Any]:
     logs.configure(settings.model_copy(update={"log_level": "warning"}))
-    if model not in (known := Repository(settings.repository).names()):
-        raise ModelNotFound(f"there is no model {model}", cure=f"the repository has {', '.join(known)}")
+    _known(Repository(settings.repository), [model])
     decoders = DecodePool(1, settings.max_decode_images, settings.max_image_pixels)
     registry = Registry(settings.model_copy(update={"models": (model,)}), decoders, Lifecycle())
     decoders.start()
@@ -213,17 +224,17 @@ def check(repository: RepositoryOption = None) -> None:
         for name, number, found in _versions(Repository(settings.repository)):
             count += 1
             title = name if number is None else f"{name} version {number}"
-            if isinstance(found, ServiceError):
-                problems += 1
-                _complain(found, title)
-            else:
+            try:
+                if isinstance(found, ServiceError):
+                    raise found
+                if isinstance(found.source, Path):
+                    read_published(found.source)
                 out.print(f"{title}: sound")
-    if not count:
-        problems += 1
-        _complain(
-            RepositoryError("the repository is empty", cure="make a directory for a model in it"),
-            str(settings.repository),
-        )
+            except ServiceError as error:
+                problems += 1
+                _complain(error, title)
+        if not count:
+            raise RepositoryError("the repository is empty", cure="make a directory for a model in it")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -232,17 +243,18 @@ def _settings(**overrides: object) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"]) or "settings"
-            err.print(f"MENAGERIE_{name.upper()}: {escape(problem['msg'])}")
+            name = "".join(f"{PREFIX}{str(part).upper()}: " for part in problem["loc"][:1])
+            err.print(f"{name}{escape(problem['msg'])}")
         raise typer.Exit(2) from None
 
 
-def _chosen(repository: Repository, names: list[str] | None) -> list[str]:
+def _known(repository: Repository, names: list[str]) -> list[str]:
+    """The names, all of which the repository has. Raises ModelNotFound."""
     known = repository.names()
-    for name in names or ():
+    for name in names:
         if name not in known:
             raise ModelNotFound(f"there is no model {name}", cure=f"the repository has {', '.join(known)}")
-    return names or known
+    return names
 
 
 def _get(url: str) -> Any:
@@ -282,6 +294,8 @@ def _said() -> Iterator[None]:
 
 def _complain(error: ServiceError, title: str = "") -> None:
     err.print(f"[red]{escape(f'{title}: ' if title else '')}{escape(error.message)}[/red]\n  {escape(error.cure)}")
+    if error.detail:
+        err.print(f"  {escape(error.detail)}")
 
 
 def main() -> None:

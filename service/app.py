@@ -14,7 +14,7 @@ from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, Servic
 from service.lifecycle import Lifecycle
 from service.machine import usable_cores
 from service.memory import tune_malloc
-from service.middleware import Facts, RequestMiddleware, error_response
+from service.middleware import RequestFacts, RequestMiddleware, error_response
 from service.preprocess import DecodePool
 from service.registry import Registry
 from service.routes import router
@@ -43,9 +43,11 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         decoders.start()
         registry = Registry(settings, decoders, lifecycle)
         registry.start()
-        yield State(settings=settings, lifecycle=lifecycle, bodies=BodyReader(settings), registry=registry)
-        await registry.close()
-        decoders.close()
+        try:
+            yield State(settings=settings, lifecycle=lifecycle, bodies=BodyReader(settings), registry=registry)
+        finally:
+            await registry.close()
+            decoders.close()
 
     app = FastAPI(
         title="Menagerie",
@@ -66,8 +68,11 @@ async def answer_error(request: Request, error: Exception) -> Response:
         problem = error.errors()[0]
         error = InvalidInput(f"{problem['loc'][-1]}: {problem['msg']}", cure="GET /docs shows what each route takes")
     elif isinstance(error, HTTPException):
-        wrong = MethodNotAllowed if error.status_code == MethodNotAllowed.status else RouteNotFound
-        error = wrong(f"{request.method} is not to be had here")
+        if error.status_code == MethodNotAllowed.status:
+            allow = (error.headers or {}).get("Allow", "")
+            error = MethodNotAllowed(f"this route does not take {request.method}", allow)
+        else:
+            error = RouteNotFound("there is no such route")
     assert isinstance(error, ServiceError)
-    Facts.of(request).outcome = error.code
+    RequestFacts.of(request).outcome = error.code
     return error_response(error)

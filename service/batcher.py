@@ -5,7 +5,6 @@ event loop, and one runner thread calls the engine; between them stand one lock 
 """
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -14,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import structlog
 
 from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, ModelNotReady, QueueFull, ServiceError
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array], Array]
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 class Answer(NamedTuple):
@@ -45,6 +45,7 @@ class Item:
     value: Array
     enqueued: float
     deadline: float
+    request_id: str
     result: asyncio.Future[Answer | ServiceError]
 
     def settle(self, outcome: Answer | ServiceError) -> None:
@@ -123,7 +124,8 @@ class Batcher:
 
     def _enqueue(self, values: Sequence[Array], deadline: float) -> list[Item]:
         now, size = time.monotonic(), sum(value.nbytes for value in values)
-        items = [Item(value, now, deadline, self._loop.create_future()) for value in values]
+        request_id = structlog.contextvars.get_contextvars().get("request_id", "")
+        items = [Item(value, now, deadline, request_id, self._loop.create_future()) for value in values]
         with self._changed:
             if self._closing:
                 raise ModelNotReady(f"{self._name} is being unloaded")
@@ -150,7 +152,17 @@ class Batcher:
 
     def _serve(self) -> None:
         while batch := self._take():
-            self._execute(batch)
+            self._running_since = time.monotonic()
+            try:
+                outcomes = self._execute(batch, self._running_since)
+            except Exception:  # a mistake of ours: it costs this batch, and the runner goes on
+                log.exception("a batch failed", model=self._name)
+                outcomes = [InferenceFailed("the server made a mistake")] * len(batch)
+            self._running_since = None
+            try:
+                self._loop.call_soon_threadsafe(_settle, batch, outcomes)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                log.debug("the event loop ended before a batch", model=self._name)
 
     def _take(self) -> list[Item]:
         """Blocks until there is a batch; an empty one means that the batcher is closed and its queue answered."""
@@ -182,43 +194,38 @@ class Batcher:
                 batch.append(item)
         return batch
 
-    def _execute(self, batch: list[Item]) -> None:
-        started = self._running_since = time.monotonic()
-        rows = self._attempt([item.value for item in batch])
+    def _execute(self, batch: Sequence[Item], started: float) -> Sequence[Answer | ServiceError]:
+        """An outcome for each item."""
+        rows = self._attempt(batch)
         seconds = time.monotonic() - started
-        self._running_since = None
         waits = [started - item.enqueued for item in batch]
-        outcomes = [
+        if self._observer is not None:
+            self._observer.executed(len(batch), waits, seconds)
+        return [
             row if isinstance(row, ServiceError) else Answer(row, wait, seconds)
             for row, wait in zip(rows, waits, strict=True)
         ]
-        if self._observer is not None:
-            self._observer.executed(len(batch), waits, seconds)
-        try:
-            self._loop.call_soon_threadsafe(_settle, batch, outcomes)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            logger.debug("%s: the event loop ended before a batch", self._name)
 
-    def _attempt(self, values: list[Array]) -> Sequence[Array | ServiceError]:
-        """A row or an error for each value. A failing batch is halved until what fails stands alone.
+    def _attempt(self, batch: Sequence[Item]) -> Sequence[Array | ServiceError]:
+        """A row or an error for each item. A failing batch is halved until what fails stands alone.
 
         Halving also makes room where a GPU's memory was too small for the whole batch.
         """
         try:
-            rows = self._run(np.stack(values))
-            if len(rows) != len(values):
-                raise ValueError(f"{len(rows)} rows for {len(values)} items")  # noqa: TRY301 - handled like the engine's
+            rows = self._run(np.stack([item.value for item in batch]))
+            if len(rows) != len(batch):
+                raise ValueError(f"{len(rows)} rows for {len(batch)} items")  # noqa: TRY301 - handled like the engine's
+            sound = [bool(np.isfinite(row).all()) for row in rows]
         except DeviceLost as error:
-            logger.exception("%s: the device is lost", self._name)
+            log.exception("the device is lost", model=self._name)
             self._on_device_lost()
-            return [error] * len(values)
+            return [error] * len(batch)
         except Exception:
-            if len(values) == 1:
-                logger.exception("%s: inference failed", self._name)
+            if len(batch) == 1:
+                log.exception("inference failed", model=self._name, request_id=batch[0].request_id)
                 return [InferenceFailed("the model could not run on this input")]
-            middle = len(values) // 2
-            return [*self._attempt(values[:middle]), *self._attempt(values[middle:])]
-        sound = [bool(np.isfinite(row).all()) for row in rows]
+            middle = len(batch) // 2
+            return [*self._attempt(batch[:middle]), *self._attempt(batch[middle:])]
         return [
             row if ok else InferenceFailed("the model gave a result that is not a number")
             for row, ok in zip(rows, sound, strict=True)

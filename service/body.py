@@ -27,6 +27,7 @@ from service.servable import Item
 from service.settings import Settings
 
 _MAX_FORM_FIELDS = 8
+_MAX_JSON_VALUES = 2**18  # parsed within a tenth of a second
 
 
 class BodyReader:
@@ -49,20 +50,22 @@ class BodyReader:
         chunks: list[bytes] = []
         held = 0
         try:
-            async with asyncio.timeout(self._settings.body_timeout_seconds):
-                async for chunk in request.stream():
-                    held += len(chunk)
-                    self._held_bytes += len(chunk)
-                    if held > limit:
-                        raise self._too_large(held)
-                    if self._held_bytes > self._settings.max_inflight_body_bytes:
-                        raise QueueFull("the server holds as many bytes of requests as it may")
-                    chunks.append(chunk)
+            try:
+                async with asyncio.timeout(self._settings.body_timeout_seconds):
+                    async for chunk in request.stream():
+                        held += len(chunk)
+                        self._held_bytes += len(chunk)
+                        if held > limit:
+                            raise self._too_large(held)
+                        if self._held_bytes > self._settings.max_inflight_body_bytes:
+                            raise QueueFull("the server holds as many bytes of requests as it may")
+                        chunks.append(chunk)
+            except TimeoutError:
+                seconds = self._settings.body_timeout_seconds
+                raise BodyTimeout(f"the body did not arrive within {seconds:g} s") from None
             if not held:
                 raise EmptyBody("the request has no body")
             yield b"".join(chunks)
-        except TimeoutError:
-            raise BodyTimeout(f"the body did not arrive within {self._settings.body_timeout_seconds:g} s") from None
         finally:
             self._held_bytes -= held
 
@@ -70,38 +73,38 @@ class BodyReader:
         return BodyTooLarge(f"the body has {size} bytes or more, and {self._settings.max_body_bytes} are allowed")
 
     async def items(self, body: bytes, headers: Mapping[str, str]) -> Sequence[Item | ServiceError]:
-        """What is to be predicted, in order. Raises UnsupportedMediaType, BadRequest, InvalidInput."""
+        """What is to be predicted, in order. Raises UnsupportedMediaType, BadRequest, EmptyBody, InvalidInput."""
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type == "multipart/form-data":
-            items: Sequence[Item | ServiceError] = await self._files(body, headers)
-        elif media_type == "application/json":
-            items = _instances(body)
-        elif media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
-            items = [body]
-        else:
-            raise UnsupportedMediaType(f"a body of the type {media_type[:64]!r} is not taken")
-        if len(items) > self._settings.max_images_per_request:
-            raise InvalidInput(
-                f"the request has {len(items)} items, and {self._settings.max_images_per_request} are allowed",
-                cure="send them in several requests",
-            )
-        return items
+            return await self._files(body, headers)
+        if media_type == "application/json":
+            return self._instances(body)
+        if media_type.startswith("image/") or media_type in {"", "application/octet-stream"}:
+            return [body]
+        raise UnsupportedMediaType(f"a body of the type {media_type[:64]!r} is not taken")
 
-    async def _files(self, body: bytes, headers: Mapping[str, str]) -> list[Item | ServiceError]:
+    def _too_many(self) -> InvalidInput:
+        limit = self._settings.max_images_per_request
+        return InvalidInput(f"the request has more than {limit} items", cure="send them in several requests")
+
+    async def _files(self, body: bytes, headers: Mapping[str, str]) -> Sequence[Item | ServiceError]:
         async def stream() -> AsyncIterator[bytes]:
             yield body
 
+        limit = self._settings.max_images_per_request
         parser = MultiPartParser(
             headers,  # type: ignore[arg-type]  # Starlette's own Headers, seen here as a mapping
             stream(),  # type: ignore[arg-type]  # an async generator is what request.stream() gives as well
-            max_files=self._settings.max_images_per_request + 1,
+            max_files=limit,
             max_fields=_MAX_FORM_FIELDS,
         )
         parser.spool_max_size = len(body) + 1  # the body is in memory already: nothing is written to disk
         try:
             form = await parser.parse()
-        except (MultiPartException, KeyError) as error:
-            reason = error.message if isinstance(error, MultiPartException) else "the boundary is missing"
+        except (MultiPartException, KeyError, UnicodeError) as error:
+            reason = error.message if isinstance(error, MultiPartException) else "its boundary or charset is wrong"
+            if reason.startswith("Too many files"):
+                raise self._too_many() from error
             raise BadRequest(
                 f"the multipart body cannot be read: {reason}", cure="send it with curl -F file=@photo.jpg"
             ) from error
@@ -113,19 +116,25 @@ class BodyReader:
             raise EmptyBody("the form has no file", cure="send one with curl -F file=@photo.jpg")
         return [file or EmptyBody("the file is empty") for file in files]
 
-
-def _instances(body: bytes) -> list[Item | ServiceError]:
-    try:
-        document = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}", cure='send {"instances": [...]}') from error
-    instances = document.get("instances") if isinstance(document, dict) else None
-    if not isinstance(instances, list) or not instances:
-        raise InvalidInput(
-            "the body has no list of instances",
-            cure='send {"instances": [[5.1, 3.5, 1.4, 0.2]]} or {"instances": [{"b64": "..."}]}',
-        )
-    return [_instance(instance) for instance in instances]
+    def _instances(self, body: bytes) -> Sequence[Item | ServiceError]:
+        # Counted before it is parsed, which holds up every other request.
+        if sum(body.count(separator) for separator in (b",", b"[", b"{")) > _MAX_JSON_VALUES:
+            raise InvalidInput(
+                f"the body has more than {_MAX_JSON_VALUES} values", cure="send several requests, and images as base64"
+            )
+        try:
+            document = from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise BadRequest(f"the body is not JSON: {error}", cure='send {"instances": [...]}') from error
+        instances = document.get("instances") if isinstance(document, dict) else None
+        if not isinstance(instances, list) or not instances:
+            raise InvalidInput(
+                "the body has no list of instances",
+                cure='send {"instances": [[5.1, 3.5, 1.4, 0.2]]} or {"instances": [{"b64": "..."}]}',
+            )
+        if len(instances) > self._settings.max_images_per_request:
+            raise self._too_many()
+        return [_instance(instance) for instance in instances]
 
 
 def _instance(instance: Any) -> Item | ServiceError:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.artifact import MANIFEST_FILE, Artifact
+from models.artifact import Artifact, published_manifest
 from service.errors import ConversionError
 
 OnStep = Callable[[str], None]
@@ -38,7 +38,7 @@ class Converter:
     def published(self, artifact: Artifact) -> Path | None:
         """Where the artifact lies converted; None where it was not yet."""
         directory = self._cache / artifact.fingerprint
-        return directory if (directory / MANIFEST_FILE).exists() else None
+        return None if published_manifest(directory) is None else directory
 
     async def convert(self, artifact: Artifact, on_step: OnStep = lambda _: None) -> Path:
         """The published directory of an artifact, converted now if need be.
@@ -70,8 +70,7 @@ class Converter:
                 cure="raise MENAGERIE_CONVERSION_TIMEOUT_SECONDS",
             ) from None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            _kill_group(child)
             await child.wait()
 
 
@@ -93,14 +92,20 @@ async def _follow(child: asyncio.subprocess.Process, job: str, on_step: OnStep) 
         else:
             outcome = event
     code = await child.wait()
+    _kill_group(child)  # a grandchild would hold standard error open
     last_words = await words
     if "published" in outcome:
         return Path(outcome["published"])
     if "failed" in outcome:
         raise ConversionError(f"{outcome['failed']}: {outcome['reason']}", cure=outcome["cure"])
     ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    reason = f"; its last words: {last_words[-1]}" if last_words else ""
-    raise ConversionError(f"{step}: the converting process {ending}{reason}", cure=_cure(code))
+    raise ConversionError(f"{step}: the converting process {ending}", cure=_cure(code), detail="\n".join(last_words))
+
+
+def _kill_group(child: asyncio.subprocess.Process) -> None:
+    """Ends the child, if it has not ended, and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 async def _last_lines(stream: asyncio.StreamReader) -> list[str]:

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +23,9 @@ Array = np.ndarray[Any, Any]
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _WANTED = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
 
-# After these the CUDA context answers nothing any more: 700 illegal address, 716 misaligned, 719 launch failure.
-_FATAL = (
-    "CUDA failure 700",
-    "CUDA failure 716",
-    "CUDA failure 719",
-    "CUDNN_STATUS_INTERNAL_ERROR",
-    "CUBLAS_STATUS_INTERNAL_ERROR",
+# After these the process has no working CUDA context any more: illegal or misaligned address, launch failure, ECC, ...
+_FATAL = re.compile(
+    r"CUDA failure (46|214|700|702|709|71[0-9]|999)\b|CU(DNN|BLAS)_STATUS_(INTERNAL_ERROR|EXECUTION_FAILED)"
 )
 
 
@@ -111,7 +109,11 @@ def _tensorrt_options(
     settings: Settings, fingerprint: str, gpu: str, item_shape: Sequence[int], buckets: tuple[int, ...]
 ) -> dict[str, str]:
     """An engine file fits one model, ONNX Runtime, TensorRT and GPU: each has its directory."""
-    key = "-".join([fingerprint[:16], onnxruntime.__version__, gpu.replace(" ", "_").replace("/", "_")])
+    try:
+        tensorrt = metadata.version("tensorrt-cu13")
+    except metadata.PackageNotFoundError:
+        tensorrt = "system"
+    key = "-".join([fingerprint[:16], onnxruntime.__version__, tensorrt, re.sub(r"\W", "_", gpu)])
     cache = str(settings.cache / "tensorrt" / key)
     name = "pixels" if len(item_shape) == 3 else "numbers"  # noqa: PLR2004
     profile = {
@@ -141,49 +143,62 @@ class Engine:
         """The provider that really runs the model."""
         return str(self._opened().get_providers()[0])
 
-    def open(self) -> None:
+    def open(self, classes: int) -> None:
         """Makes the session and runs every bucket once: only after a real inference is a model ready.
 
-        Raises EngineError where ONNX Runtime refuses the model, or fell to the CPU though require_gpu is set.
+        Raises EngineError where ONNX Runtime refuses the model, where it gives other than `classes` probabilities, or
+        where it fell to the CPU though require_gpu is set; DeviceLost where the GPU failed for good.
         """
-        for name, options in self.plan.providers:
-            if name == TENSORRT:
-                Path(options["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
-        if self.plan.provider != CPU:
-            onnxruntime.preload_dlls()  # CUDA and cuDNN from site-packages, where no system-wide ones are
         try:
-            self._session = onnxruntime.InferenceSession(
-                self._content, sess_options=self._options(), providers=list(self.plan.providers)
-            )
-        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-            raise EngineError("ONNX Runtime cannot open the model") from error
-        self._content = None
-        if self.plan.require_gpu and self.provider == CPU:
-            raise EngineError(
-                f"{self.plan.provider} could not start and the model fell back to the CPU, though require_gpu is set",
-                cure="the log has ONNX Runtime's reason; most often CUDA 13 or cuDNN 9 is not installed",
-            )
-        self._warm()
+            self._session = self._create()
+            if self.plan.require_gpu and self.provider == CPU:
+                raise EngineError(  # noqa: TRY301 - it too closes the session
+                    f"{self.plan.provider} did not start and the model fell back to the CPU, though require_gpu is set",
+                    cure="the log has ONNX Runtime's reason; most often CUDA 13 or cuDNN 9 is not installed",
+                )
+            self._warm(classes)
+        except BaseException:
+            self.close()
+            raise
 
-    def _options(self) -> onnxruntime.SessionOptions:
+    def _create(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.plan.intra_op_threads
         options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes the decoders' cores
         options.log_severity_level = 3
-        return options
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes the decoders' cores
+        # One file is one model: weights that it says lie elsewhere are looked for where nothing is.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nonexistent")
+        try:
+            for name, settings in self.plan.providers:
+                if name == TENSORRT:
+                    Path(settings["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
+            if self.plan.provider != CPU:
+                onnxruntime.preload_dlls()  # CUDA and cuDNN from site-packages, where no system-wide ones are
+            session = onnxruntime.InferenceSession(
+                self._content,
+                sess_options=options,
+                providers=list(self.plan.providers),
+                enable_fallback=0,  # else a failing run would quietly begin anew on the CPU
+            )
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            raise EngineError("ONNX Runtime cannot open the model") from error
+        self._content = session._model_bytes = None  # noqa: SLF001 - the session has parsed it, and keeps a copy
+        return session
 
-    def _warm(self) -> None:
+    def _warm(self, classes: int) -> None:
         source = self._opened().get_inputs()[0]
         dtype = np.uint8 if source.type == "tensor(uint8)" else np.float32
         sizes = self.plan.buckets if self.plan.pads else (1, self.plan.buckets[-1])
         for size in sizes:
             try:
-                self.run(np.zeros((size, *source.shape[1:]), dtype))
-            except EngineError:
+                found = self.run(np.zeros((size, *source.shape[1:]), dtype)).shape
+            except DeviceLost:
                 raise
             except Exception as error:
                 raise EngineError(f"the model does not run at batch {size}") from error
+            if found != (size, classes):
+                raise EngineError(f"the model gives {found} for {size} items of {classes} classes")
 
     def run(self, batch: Array) -> Array:
         """Probabilities [N, classes] of a batch [N, ...], N at most the largest bucket. Raises DeviceLost."""
@@ -195,7 +210,7 @@ class Engine:
         try:
             rows: Array = session.run(["probabilities"], {session.get_inputs()[0].name: batch})[0]
         except Exception as error:
-            if any(text in str(error) for text in _FATAL):
+            if _FATAL.search(str(error)):
                 raise DeviceLost("the GPU failed in a way that only a new process repairs") from error
             raise
         return rows[:count]

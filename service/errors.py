@@ -7,7 +7,8 @@ class ServiceError(Exception):
     """The server made a mistake.
 
     Every other error is a kind of it, with a stable `code`, the HTTP `status` that goes with it, and what the caller
-    can do about it. The message is the server's own words: never a path, never a library's text.
+    can do about it. A client sees message and cure; `detail` (a path, a library's last words) is for the log and for
+    whoever runs the command.
     """
 
     status = 500
@@ -15,10 +16,11 @@ class ServiceError(Exception):
     cure = "try again; if it persists, tell the operator the X-Request-ID of this answer"
     retry_after_seconds: int | None = None
 
-    def __init__(self, message: str, *, cure: str | None = None) -> None:
+    def __init__(self, message: str, *, cure: str | None = None, detail: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.cure = cure or self.cure
+        self.detail = detail
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -68,6 +70,15 @@ class MethodNotAllowed(ServiceError):
     code = "method_not_allowed"
     cure = "GET /docs shows every route with its method"
 
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The methods that the route has."""
+        return {"Allow": self.allow}
+
 
 class BodyTimeout(ServiceError):
     """The body came too slowly."""
@@ -75,6 +86,11 @@ class BodyTimeout(ServiceError):
     status = 408
     code = "body_timeout"
     cure = "send a smaller image, or send it faster"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Whoever sends so slowly is not waited for again."""
+        return {"Connection": "close"}
 
 
 class BodyTooLarge(ServiceError):

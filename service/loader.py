@@ -11,16 +11,18 @@ from models.artifact import Artifact
 from service import metrics
 from service.batcher import Batcher
 from service.conversion import Converter
-from service.engine import CPU, Engine, plan
-from service.errors import ConversionError
+from service.engine import CPU, CUDA, TENSORRT, Engine, plan
+from service.errors import ConversionError, DeviceLost
 from service.lifecycle import Lifecycle
 from service.machine import gpu_names, usable_cores
 from service.preprocess import DecodePool
-from service.repository import Repository, Version, read_published
+from service.repository import Version, read_published
 from service.servable import Servable
 from service.settings import Settings
 
 log = structlog.get_logger()
+
+_PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 
 Tell = Callable[[str], None]
 """Hears what is being done, in words for people."""
@@ -29,22 +31,24 @@ Tell = Callable[[str], None]
 class Loader:
     """Loads versions of one repository. Nothing here knows what is live."""
 
-    def __init__(self, settings: Settings, repository: Repository, decoders: DecodePool, lifecycle: Lifecycle) -> None:
+    def __init__(self, settings: Settings, decoders: DecodePool, lifecycle: Lifecycle) -> None:
         self._settings = settings
-        self._repository = repository
         self._decoders = decoders
         self._lifecycle = lifecycle
         self._converter = Converter(settings.cache, settings.conversion_timeout_seconds)
 
-    async def load(self, name: str, number: int, tell: Tell) -> Servable:
+    def needs_conversion(self, version: Version) -> bool:
+        """Whether loading it takes a conversion first."""
+        return isinstance(version.source, Artifact) and self._converter.published(version.source) is None
+
+    async def load(self, version: Version, tell: Tell) -> Servable:
         """A servable that is warm and started; the caller closes it. Raises ServiceError."""
-        version = await asyncio.to_thread(self._repository.resolve, name, number)
         directory = await self._published(version, tell)
         tell("opening and warming")
         started = time.monotonic()
         servable = await self._open(version, directory)
         servable.start()
-        metrics.LOAD_SECONDS.labels(name).observe(time.monotonic() - started)
+        metrics.LOAD_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return servable
 
     async def _published(self, version: Version, tell: Tell) -> Path:
@@ -79,17 +83,23 @@ class Loader:
         settings, observed = self._settings, metrics.ServableMetrics(version.model, version.number)
         planned = plan(
             settings,
-            gpus=gpu_names(),
+            gpus=await asyncio.to_thread(gpu_names),
             cores=usable_cores(),
             max_batch_size=version.batching.max_batch_size,
+            precision=manifest.precision,
             fingerprint=manifest.fingerprint,
             item_shape=manifest.spec.input.shape,
         )
         engine = Engine(content, planned)
-        await asyncio.to_thread(engine.open)
-        meant_for_gpu = planned.provider != CPU or settings.provider in {"cuda", "tensorrt"}
-        if meant_for_gpu and engine.provider == CPU:
-            log.warning("fell to the CPU", model=version.model, cure="MENAGERIE_REQUIRE_GPU=true refuses to serve so")
+        try:
+            await asyncio.to_thread(engine.open, manifest.spec.num_classes)
+        except DeviceLost:
+            self._lifecycle.lose_device()
+            raise
+        wanted = _PROVIDERS.get(settings.provider, planned.provider)
+        if engine.provider != wanted:
+            cure = "MENAGERIE_REQUIRE_GPU=true refuses to serve so"
+            log.warning("fell back", model=version.model, wanted=wanted, provider=engine.provider, cure=cure)
         delay = version.batching.max_queue_delay_seconds
         batcher = Batcher(
             engine.run,

@@ -22,7 +22,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SERVABLE = ("model", "version")
 
 REQUESTS = Counter(
-    "serving_requests", "Prediction requests answered; outcome is ok or the error's code", (*_SERVABLE, "outcome")
+    "serving_requests", "Prediction requests; outcome is ok, client_gone or the error's code", (*_SERVABLE, "outcome")
 )
 REQUEST_SECONDS = Histogram(
     "serving_request_seconds", "From a prediction request's first byte to its answer", _SERVABLE, buckets=_SECONDS
@@ -73,7 +73,6 @@ class ServableMetrics:
         self._inference_seconds = INFERENCE_SECONDS.labels(*labels)
         self._batch_size = BATCH_SIZE.labels(*labels)
         self.inflight_images = INFLIGHT_IMAGES.labels(*labels)
-        self._info: tuple[str, ...] | None = None
 
     def executed(self, images: int, queue_seconds: Sequence[float], inference_seconds: float) -> None:
         """One engine call: how many items, how long each had waited, how long the call took."""
@@ -88,12 +87,11 @@ class ServableMetrics:
 
     def describe(self, provider: str, precision: str) -> None:
         """Says where the version runs."""
-        self._info = (*self._labels, provider, precision)
-        MODEL_INFO.labels(*self._info).set(1)
+        MODEL_INFO.labels(*self._labels, provider, precision).set(1)
 
-    def forget(self) -> None:
-        """The version is gone: it waits for nothing and runs nowhere. Counters and histograms stay, as counts must."""
-        QUEUE_DEPTH.remove(*self._labels)
-        INFLIGHT_IMAGES.remove(*self._labels)
-        if self._info is not None:
-            MODEL_INFO.remove(*self._info)
+
+def forget(model: str, version: int) -> None:
+    """The version is gone: it waits for nothing and runs nowhere. Counters and histograms stay, as counts must."""
+    labels = {"model": model, "version": str(version)}
+    for gauge in (QUEUE_DEPTH, INFLIGHT_IMAGES, MODEL_STATE, MODEL_INFO):
+        gauge.remove_by_labels(labels)

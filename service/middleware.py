@@ -1,5 +1,6 @@
 """What every request gets: an id, a line in the log, its place in the metrics, and an answer if all else fails."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
-from service.errors import ServiceError
+from service.errors import ServiceError, ShuttingDown
 from service.schemas import ErrorAnswer, ErrorBody
 
 log = structlog.get_logger()
@@ -22,18 +23,18 @@ _QUIET = ("/health/", "/metrics")
 
 
 @dataclass
-class Facts:
+class RequestFacts:
     """What a route and the error handler tell of a request."""
 
-    is_prediction: bool = False
+    is_prediction: bool
     model: str = metrics.NO_MODEL
     version: str = metrics.NO_MODEL
     outcome: str = "ok"
 
     @staticmethod
-    def of(request: Request) -> "Facts":
+    def of(request: Request) -> "RequestFacts":
         """The facts of a request under way."""
-        facts: Facts = request.scope["facts"]
+        facts: RequestFacts = request.scope["facts"]
         return facts
 
 
@@ -56,7 +57,7 @@ class RequestMiddleware:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        facts = scope["facts"] = Facts()
+        facts = scope["facts"] = RequestFacts(scope["method"] == "POST" and scope["path"].startswith("/predict/"))
         started, status = time.monotonic(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -69,17 +70,21 @@ class RequestMiddleware:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, send_with_id)
-            except Exception:
-                log.exception("internal error")
-                facts.outcome = ServiceError.code
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, Exception):
+                    log.exception("internal error")
+                    told = ServiceError("the server made a mistake")
+                else:  # the grace period is over
+                    told = ShuttingDown("the server stopped before the answer was ready")
+                facts.outcome = told.code
                 if status:  # the answer has begun: it can only be cut off
                     raise
-                await error_response(ServiceError("the server made a mistake"))(scope, receive, send_with_id)
+                await error_response(told)(scope, receive, send_with_id)
             finally:
                 _tell(scope, facts, status, time.monotonic() - started)
 
 
-def _tell(scope: Scope, facts: Facts, status: int, seconds: float) -> None:
+def _tell(scope: Scope, facts: RequestFacts, status: int, seconds: float) -> None:
     if facts.is_prediction:
         metrics.count_request(facts.model, facts.version, facts.outcome, seconds)
     path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded: no line can be forged

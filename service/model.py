@@ -4,6 +4,7 @@ LOADING -> READY -> UNLOADING -> gone; any state -> UNAVAILABLE with a reason.
 """
 
 import time
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -22,27 +23,20 @@ class State(StrEnum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
-    """What is shown of one version that the repository asks for."""
+    """One version: what is shown of it, and its servable while it answers."""
 
     name: str
     version: int
     signature: Signature
+    """The files that were last tried, whether or not they could be loaded."""
     state: State = State.LOADING
-    reason: str = ""
+    reason: str = "waiting for its turn"
+    servable: Servable | None = None
     manifest: Manifest | None = None
     provider: str | None = None
     changed: float = field(default_factory=time.time)
-
-    def describe(self, servable: Servable) -> None:
-        """Shows what is known of a version once it is loaded."""
-        self.manifest, self.provider = servable.manifest, servable.provider
-
-    def forget(self) -> None:
-        """The version is gone: no state of it is shown any more."""
-        for each in State:
-            metrics.MODEL_STATE.remove(self.name, str(self.version), each)
 
     def become(self, state: State, reason: str = "") -> None:
         """Changes the state, here and in the metrics."""
@@ -50,32 +44,50 @@ class Record:
         for each in State:
             metrics.MODEL_STATE.labels(self.name, str(self.version), each).set(each is state)
 
+    def go_live(self, servable: Servable) -> Servable | None:
+        """Takes a new servable, and returns the one that answered until now."""
+        stale, self.servable = self.servable, servable
+        self.manifest, self.provider = servable.manifest, servable.provider
+        self.become(State.READY)
+        return stale
 
-@dataclass
+    def forget(self) -> None:
+        """The version is gone: no state of it is shown any more, and nothing of it waits or runs."""
+        metrics.forget(self.name, self.version)
+
+
+@dataclass(eq=False)
 class Model:
-    """One model of the repository: its versions as they stand, and those that answer."""
+    """One model of the repository. Its table changes on the event loop alone."""
 
     name: str
+    is_required: bool
+    """Whether the server is ready only with it: so for the models of the first look, not for those added later."""
     records: dict[int, Record] = field(default_factory=dict)
-    servables: dict[int, Servable] = field(default_factory=dict)
-    problem: str = ""
-    """Why its versions cannot even be listed."""
+    wanted: AbstractSet[int] = frozenset()
+    """The versions that the repository asks for."""
+    problem: str = "not looked at yet"
+    """Why its versions cannot be listed; empty when they can."""
 
     @property
     def live(self) -> Servable | None:
-        """The version that answers where a request names none: the highest that is ready."""
-        return self.servables[max(self.servables)] if self.servables else None
+        """Who answers where a request names no version: the highest that is ready."""
+        ready = [number for number, record in self.records.items() if record.servable is not None]
+        return self.records[max(ready)].servable if ready else None
 
     @property
     def is_ready(self) -> bool:
         """Whether somebody answers."""
-        return bool(self.servables)
+        return self.live is not None
 
     @property
     def why_unready(self) -> str:
         """What keeps each version from answering."""
-        versions = [
-            f"version {number} {self.records[number].state}: {self.records[number].reason}"
-            for number in sorted(self.records)
-        ]
-        return self.problem or "; ".join(versions)
+        records = [self.records[number] for number in sorted(self.records)]
+        versions = "; ".join(f"version {record.version} {record.state}: {record.reason}" for record in records)
+        return self.problem or versions or "its files are still being written"
+
+    def unwanted(self) -> list[Record]:
+        """Versions that answer though the repository asks for them no more, once one that it asks for answers."""
+        answering = {number for number, record in self.records.items() if record.servable is not None}
+        return [self.records[number] for number in answering - self.wanted] if answering & self.wanted else []

@@ -16,7 +16,7 @@ class Prediction:
     probability: float
 
 
-def best(probabilities: np.ndarray[Any, Any], labels: Sequence[str], top_k: int) -> list[Prediction]:
+def top_classes(probabilities: np.ndarray[Any, Any], labels: Sequence[str], top_k: int) -> list[Prediction]:
     """The `top_k` most probable classes of one item, [classes], best first; equals in class order."""
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     return [Prediction(labels[index], int(index), round(float(probabilities[index]), 6)) for index in order]

@@ -14,7 +14,7 @@ from service.lifecycle import Lifecycle
 from service.loader import Loader
 from service.model import Model, Record, State
 from service.preprocess import DecodePool
-from service.repository import Repository
+from service.repository import Repository, Version
 from service.servable import Servable
 from service.settings import Settings
 
@@ -27,7 +27,7 @@ class Registry:
     def __init__(self, settings: Settings, decoders: DecodePool, lifecycle: Lifecycle) -> None:
         self._settings = settings
         self._repository = Repository(settings.repository)
-        self._loader = Loader(settings, self._repository, decoders, lifecycle)
+        self._loader = Loader(settings, decoders, lifecycle)
         self._models: dict[str, Model] = {}
         self._refreshing = asyncio.Lock()
         self._retirements: set[asyncio.Task[None]] = set()
@@ -45,8 +45,7 @@ class Registry:
             with suppress(asyncio.CancelledError):
                 await self._task
         for model in self._models.values():
-            for servable in model.servables.values():
-                self._retire(model, servable)
+            self._remove(model)
         await asyncio.gather(*self._retirements)
 
     # What requests ask.
@@ -66,15 +65,17 @@ class Registry:
     def servable(self, name: str, version: int | None = None) -> Servable:
         """Who answers for a model. Raises ModelNotFound, ModelNotReady."""
         model = self.model(name)
-        found = model.live if version is None else model.servables.get(version)
-        if found is not None:
-            return found
-        if version is not None and version not in model.records:
-            loaded = ", ".join(map(str, sorted(model.servables))) or "none"
+        if version is None:
+            if model.live is None:
+                raise ModelNotReady(f"{name} is not ready: {model.why_unready}")
+            return model.live
+        record = model.records.get(version)
+        if record is None:
+            loaded = ", ".join(str(number) for number in sorted(model.records)) or "none"
             raise ModelNotFound(f"{name} has no version {version} loaded", cure=f"loaded versions: {loaded}")
-        record = model.records.get(version or max(model.records, default=0))
-        state = f"{record.state}: {record.reason}" if record else model.problem
-        raise ModelNotReady(f"{name} is not ready ({state})")
+        if record.servable is None:
+            raise ModelNotReady(f"{name} version {version} is {record.state}: {record.reason}")
+        return record.servable
 
     @contextmanager
     def lease(self, name: str, version: int | None = None) -> Iterator[Servable]:
@@ -86,12 +87,13 @@ class Registry:
         """Why the server is not ready, by model (or `repository`); empty when it is."""
         if not self._models:
             return {"repository": self._problem}
-        return {model.name: model.why_unready for model in self._models.values() if not model.is_ready}
+        waited_for = (model for model in self._models.values() if model.is_required and not model.is_ready)
+        return {model.name: model.why_unready for model in waited_for}
 
     def stuck_seconds(self) -> float:
         """How long the longest of the present engine calls has been running."""
-        servables = (servable for model in self._models.values() for servable in model.servables.values())
-        return max((servable.batcher.stuck_seconds() for servable in servables), default=0.0)
+        records = [record for model in self._models.values() for record in model.records.values()]
+        return max((each.servable.batcher.stuck_seconds() for each in records if each.servable), default=0.0)
 
     # Loading.
 
@@ -117,20 +119,27 @@ class Registry:
                 names = await asyncio.to_thread(self._names)
             except RepositoryError as error:
                 self._problem = f"{error.message}; {error.cure}"
-                log.error("repository unreadable", reason=error.message, cure=error.cure)
+                log.error("repository unreadable", reason=error.message, cure=error.cure, detail=error.detail)
                 return
             for name in set(self._models) - set(names):
-                self._swap(self._models.pop(name), {})
+                self._remove(self._models.pop(name))
+            is_first = not self._models
             for name in names:
-                self._models.setdefault(name, Model(name))
-            self._problem = f"{self._settings.repository} holds no model"
+                self._models.setdefault(name, Model(name, is_required=is_first))
+            self._problem = "the model repository holds no model"
             pending = [record for name in names for record in await self._pending(self._models[name], settled_seconds)]
-            for position, record in enumerate(pending, 1):
+            # What only has to be opened answers before what has to be converted.
+            resolved = [(record, await self._resolve(record)) for record in pending]
+            resolved.sort(key=lambda each: each[1] is not None and self._loader.needs_conversion(each[1]))
+            for position, (record, version) in enumerate(resolved, 1):
                 turn = f"{position} of {len(pending)}"
                 with structlog.contextvars.bound_contextvars(turn=turn):  # every line of the log that comes of it
-                    await self._load(record, turn)
+                    if version is not None:
+                        await self._load(record, version, turn)
 
     def _names(self) -> list[str]:
+        for name in self._repository.ignored() if not self._models else ():  # told once
+            log.warning("ignored", directory=name, reason="it is no name for a model", cure="menagerie check")
         present = self._repository.names()
         if absent := sorted(set(self._settings.models) - set(present)):
             raise RepositoryError(
@@ -145,86 +154,119 @@ class Registry:
             signatures = await asyncio.to_thread(self._repository.signatures, model.name)
         except RepositoryError as error:
             model.problem = f"{error.message}; {error.cure}"
-            log.error("model unusable", model=model.name, reason=error.message, cure=error.cure)
+            log.error("model unusable", model=model.name, reason=error.message, cure=error.cure, detail=error.detail)
             return []
-        model.problem = ""
-        fresh = [
-            Record(model.name, number, signature)
-            for number, signature in signatures.items()
-            if (number not in model.records or model.records[number].signature != signature)
-            and signature.is_settled(settled_seconds)
-        ]
-        for record in fresh:
-            model.records[record.version] = record
-            record.become(State.LOADING, "waiting for its turn")
-        for number in set(model.records) - set(signatures) - set(model.servables):
-            model.records.pop(number).forget()
-        if set(signatures) <= set(model.servables):  # else what is no longer wanted goes on until its successor is live
-            self._swap(model, {number: model.servables[number] for number in signatures})
-        return fresh
+        model.problem, model.wanted = "", signatures.keys()
+        pending = []
+        for number, signature in signatures.items():
+            record = model.records.get(number)
+            if record is not None and record.state is State.UNLOADING:
+                record = None  # it came back: as a version of its own
+            if (record and record.signature == signature) or not signature.is_settled(settled_seconds):
+                continue
+            if record is None:
+                record = model.records[number] = Record(model.name, number, signature)
+            record.signature = signature
+            record.become(State.LOADING if record.servable is None else State.READY, "waiting for its turn")
+            pending.append(record)
+        for record in list(model.records.values()):
+            if record.version not in signatures and record.state is State.UNAVAILABLE:
+                self._forget(model, record)
+        self._retire_unwanted(model)
+        return pending
 
-    async def _load(self, record: Record, turn: str) -> None:
+    async def _resolve(self, record: Record) -> Version | None:
+        """What the version is made of; None where it cannot be used, which its record then says."""
+        try:
+            return await asyncio.to_thread(self._repository.resolve, record.name, record.version)
+        except Exception as error:  # noqa: BLE001 - whatever befalls a load costs that load alone
+            self._refuse(record, error)
+            return None
+
+    async def _load(self, record: Record, version: Version, turn: str) -> None:
         """Takes one version from disk to READY, or to UNAVAILABLE with the reason; what served goes on serving."""
         model, started = self._models[record.name], time.monotonic()
-        swapping, outcome = model.is_ready, "failed"
+        is_swap = model.is_ready
+
+        def tell(words: str) -> None:
+            record.become(State.LOADING if record.servable is None else State.READY, f"{words}, {turn}")
+
         try:
-            servable = await self._loader.load(
-                record.name, record.version, lambda words: record.become(State.LOADING, f"{words}, {turn}")
-            )
-            wanted = await asyncio.to_thread(self._repository.wanted, record.name)
+            servable = await self._loader.load(version, tell)
         except Exception as error:  # noqa: BLE001 - whatever befalls a load costs that load alone
-            self._refuse(model, record, error)
-        else:
-            outcome = "ok"
-            record.describe(servable)
-            record.become(State.READY)
-            others = {number: other for number, other in model.servables.items() if number in wanted}
-            self._swap(model, others | {record.version: servable})
+            self._refuse(record, error)
+            return
+        stale = record.go_live(servable)
+        if stale is not None:
+            self._drain(stale)
+        self._retire_unwanted(model)
         seconds = time.monotonic() - started
-        metrics.LOADS.labels(record.name, outcome).inc()
-        if swapping:
-            metrics.SWAPS.labels(record.name, outcome).inc()
+        metrics.LOADS.labels(record.name, "ok").inc()
+        if is_swap:
+            metrics.SWAPS.labels(record.name, "ok").inc()
             metrics.SWAP_SECONDS.labels(record.name).observe(seconds)
         log.info(
-            "loaded" if outcome == "ok" else "not loaded",
+            "loaded",
             model=f"{record.name} version {record.version}",
             seconds=round(seconds, 2),
-            state=str(record.state),
-            **({"reason": record.reason} if record.reason else {"provider": record.provider}),
+            provider=servable.provider,
+            parity=servable.manifest.parity.relative_error,
         )
 
-    def _refuse(self, model: Model, record: Record, error: Exception) -> None:
+    def _refuse(self, record: Record, error: Exception) -> None:
+        """Says why a version could not be loaded; what was loaded of it before its files changed goes on."""
+        metrics.LOADS.labels(record.name, "failed").inc()
+        if self._models[record.name].is_ready:
+            metrics.SWAPS.labels(record.name, "failed").inc()
         if isinstance(error, ServiceError):
-            reason = f"{error.message}; {error.cure}"
+            reason, cause, detail = f"{error.message}; {error.cure}", error.__cause__, error.detail
         else:
-            reason = "an error of the server's own: its log has it"
-            log.error("a load failed", exc_info=error)
-        before = model.servables.get(record.version)
-        if before is None:
-            record.become(State.UNAVAILABLE, reason)
-        else:  # the version's files changed, and what was loaded of them before goes on
-            record.describe(before)
-            record.become(State.READY, reason)
+            reason, cause, detail = "an error of the server's own: its log has it", error, ""
+        record.become(State.UNAVAILABLE if record.servable is None else State.READY, reason)
+        log.error(
+            "not loaded",
+            model=f"{record.name} version {record.version}",
+            reason=reason,
+            detail=detail,
+            exc_info=cause,
+        )
 
-    def _swap(self, model: Model, servables: dict[int, Servable]) -> None:
-        """Replaces who answers for a model, in one assignment; who answered until now drains beside."""
-        stale = [old for number, old in model.servables.items() if servables.get(number) is not old]
-        model.servables = servables
-        for old in stale:
-            if old.version not in servables:
-                model.records[old.version].become(State.UNLOADING, "waiting for its last requests")
-            self._retire(model, old)
+    # Unloading.
 
-    def _retire(self, model: Model, servable: Servable) -> None:
-        """Lets a servable drain and close, in a task of its own."""
+    def _remove(self, model: Model) -> None:
+        """Lets go of every version of a model that has left the table, or is about to."""
+        for record in list(model.records.values()):
+            if record.servable is not None:
+                self._retire(model, record)
+            elif record.state is not State.UNLOADING:
+                self._forget(model, record)
+
+    def _retire_unwanted(self, model: Model) -> None:
+        for record in model.unwanted():
+            self._retire(model, record)
+
+    def _retire(self, model: Model, record: Record) -> None:
+        """Takes a version out of service at once; it is gone when its last caller is."""
+        servable, record.servable = record.servable, None
+        record.become(State.UNLOADING, "waiting for its last requests")
+        assert servable is not None
+        self._drain(servable).add_done_callback(lambda _: self._forget(model, record))
+
+    def _forget(self, model: Model, record: Record) -> None:
+        if model.records.get(record.version) is record:
+            del model.records[record.version]
+        current = self._models.get(record.name)
+        if current is None or record.version not in current.records:  # else its successor's metrics would go
+            record.forget()
+
+    def _drain(self, servable: Servable) -> asyncio.Task[None]:
+        """Lets a servable answer its last callers and close, in a task of its own."""
 
         async def drain() -> None:
             await servable.close()
-            if model.servables.get(servable.version) in (None, servable):
-                servable.metrics.forget()
-                model.records.pop(servable.version).forget()
-            log.info("unloaded", model=f"{model.name} version {servable.version}")
+            log.info("unloaded", model=f"{servable.name} version {servable.version}")
 
         task = asyncio.create_task(drain())
         self._retirements.add(task)
         task.add_done_callback(self._retirements.discard)
+        return task

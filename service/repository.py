@@ -1,9 +1,11 @@
 """The model repository on disk: list, resolve, read what was published."""
 
 import hashlib
+import os
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from models.artifact import (
     Batching,
     Manifest,
     ModelConfig,
+    is_regular,
     resolve,
 )
 from service.errors import RepositoryError
@@ -59,21 +62,31 @@ class Repository:
         self.root = root
 
     def names(self) -> list[str]:
-        """Models, in alphabetical order; hidden directories are none. Raises RepositoryError where there is no root."""
+        """Models, in alphabetical order. Raises RepositoryError where there is no root."""
+        return [name for name in self._directories() if MODEL_NAME.fullmatch(name)]
+
+    def ignored(self) -> list[str]:
+        """Directories that are no models, for their names. Raises RepositoryError where there is no root."""
+        return [name for name in self._directories() if not MODEL_NAME.fullmatch(name)]
+
+    def _directories(self) -> list[str]:
         try:
-            return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+            found = sorted(path.name for path in self.root.iterdir() if path.is_dir())
         except OSError as error:
             raise RepositoryError(
-                f"the model repository {self.root} cannot be read: {error.strerror}",
+                f"the model repository cannot be read: {error.strerror}",
                 cure="set MENAGERIE_REPOSITORY to a directory of models",
+                detail=str(self.root),
             ) from error
+        return [name for name in found if not name.startswith(".") and name != "lost+found"]
 
     def wanted(self, name: str) -> list[int]:
         """The versions of a model that its model.toml asks to be loaded, ascending. Raises RepositoryError."""
         config = self._config(name)
-        present = sorted(
-            int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and _is_version(path.name)
-        )
+        with _readable(name):
+            present = sorted(
+                int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and _is_version(path.name)
+            )
         if not present:
             raise RepositoryError(
                 f"model {name} has no version", cure=f"put its weights into {name}/1/, such as {name}/1/weights.pth"
@@ -94,11 +107,9 @@ class Repository:
         model = self.root / name
         signatures = {}
         for number in self.wanted(name):
-            paths = [*model.glob("*.toml"), *model.glob("*.txt"), *(model / str(number)).rglob("*")]
-            try:
+            with _readable(name):
+                paths = [*model.glob("*.toml"), *model.glob("*.txt"), *(model / str(number)).rglob("*")]
                 stats = [(str(path.relative_to(model)), path.lstat()) for path in sorted(paths)]
-            except FileNotFoundError as error:
-                raise RepositoryError(f"files of {name} vanished while they were listed", cure="look again") from error
             signatures[number] = Signature(tuple((path, stat.st_size, stat.st_ctime_ns) for path, stat in stats))
         return signatures
 
@@ -108,35 +119,41 @@ class Repository:
         if (directory / MANIFEST_FILE).exists():
             return Version(name, number, config.batching, directory)
         try:
-            artifact = resolve(
-                config, catalog.find(config.architecture), directory, labels_file=self.root / name / "labels.txt"
-            )
+            architecture = catalog.find(config.architecture)
+            with _readable(name):
+                artifact = resolve(config, architecture, directory, labels_file=self.root / name / "labels.txt")
         except ArtifactError as error:
-            raise RepositoryError(f"{name} version {number}: {error}", cure=error.cure) from error
+            raise RepositoryError(str(error), cure=error.cure) from error
         except ValidationError as error:
-            raise RepositoryError(f"{name} version {number}: [input]: {_first(error)}", cure=_CORRECT) from error
-        except OSError as error:
-            raise RepositoryError(
-                f"{name} version {number} cannot be read: {error.strerror}", cure="check the files' permissions"
-            ) from error
+            raise RepositoryError(f"[input] of model.toml: {_first(error)}", cure=_CORRECT) from error
         return Version(name, number, config.batching, artifact)
 
     def _config(self, name: str, number: int | None = None) -> ModelConfig:
         """model.toml, overridden by the version's artifact.toml where there is one."""
-        if not MODEL_NAME.fullmatch(name):
-            raise RepositoryError(
-                f"{name!r} is no name for a model",
-                cure="rename the directory: lower-case letters, digits, '.', '_' and '-', at most 64",
-            )
         values = _read_toml(self.root / name / CONFIG_FILE)
-        if number is not None and (override := self.root / name / str(number) / OVERRIDE_FILE).exists():
-            override_values = _read_toml(override)
-            inputs = {**values.get("input", {}), **override_values.get("input", {})}
-            values = {**values, **override_values, "input": inputs}
         try:
-            return ModelConfig.model_validate(values)
+            config = ModelConfig.model_validate(values)
         except ValidationError as error:
             raise RepositoryError(f"model.toml of {name}: {_first(error)}", cure=_CORRECT) from error
+        if number is None or not (override := self.root / name / str(number) / OVERRIDE_FILE).exists():
+            return config
+        try:
+            return config.overridden(_read_toml(override))
+        except ValidationError as error:
+            raise RepositoryError(f"artifact.toml of {name}/{number}: {_first(error)}", cure=_CORRECT) from error
+        except ValueError as error:
+            raise RepositoryError(f"artifact.toml of {name}/{number}: {error}", cure=_CORRECT) from error
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """What the system refuses to read of one model is that model's problem alone."""
+    try:
+        yield
+    except OSError as error:
+        raise RepositoryError(
+            f"files of {name} cannot be read: {error.strerror}", cure="check their permissions", detail=str(error)
+        ) from error
 
 
 _CORRECT = "correct it; the README lists what a model.toml may say"
@@ -144,15 +161,22 @@ _CORRECT = "correct it; the README lists what a model.toml may say"
 
 def read_published(directory: Path) -> tuple[Manifest, bytes]:
     """The manifest and the ONNX file beside it, which are checked against each other. Raises RepositoryError."""
+    for name in (MANIFEST_FILE, ONNX_FILE):
+        if os.path.lexists(directory / name) and not is_regular(directory / name):
+            raise RepositoryError(f"{name} is not a regular file", cure="replace the link by the file itself")
     try:
         manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes())
         content = (directory / ONNX_FILE).read_bytes()
     except ValidationError as error:
         raise RepositoryError(f"{MANIFEST_FILE} is not one of this release: {_first(error)}", cure=_AGAIN) from error
     except OSError as error:
-        raise RepositoryError(f"a published file cannot be read: {error.strerror}", cure=_AGAIN) from error
+        raise RepositoryError(
+            f"a published file cannot be read: {error.strerror}", cure=_AGAIN, detail=str(error)
+        ) from error
     if hashlib.sha256(content).hexdigest() != manifest.onnx_sha256:
-        raise RepositoryError(f"{ONNX_FILE} is not the file that {MANIFEST_FILE} was written for", cure=_AGAIN)
+        raise RepositoryError(
+            f"{ONNX_FILE} is not the file that {MANIFEST_FILE} was written for", cure=_AGAIN, detail=str(directory)
+        )
     return manifest, content
 
 

@@ -12,7 +12,7 @@ from service import metrics
 from service.body import BodyReader
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle
-from service.middleware import Facts
+from service.middleware import RequestFacts
 from service.registry import Registry
 from service.schemas import (
     ErrorAnswer,
@@ -71,13 +71,12 @@ async def predict(
     version: Annotated[int | None, Query(ge=1, description="Default: the live version")] = None,
 ) -> Response:
     """Says what is on an image, on each of several, or in rows of numbers."""
-    facts = Facts.of(request)
-    facts.is_prediction = True
+    facts = RequestFacts.of(request)
     registry: Registry = request.state.registry
     settings: Settings = request.state.settings
     bodies: BodyReader = request.state.bodies
-    found = registry.servable(model, version)  # before the body is read
-    facts.model, facts.version = found.name, str(found.version)
+    facts.model = registry.model(model).name
+    facts.version = str(registry.servable(model, version).version)  # before the body is read
     try:
         async with bodies.receive(request) as body:
             items = await bodies.items(body, request.headers)
@@ -85,6 +84,7 @@ async def predict(
                 facts.version = str(servable.version)
                 deadline = time.monotonic() + settings.request_timeout_seconds
                 outcome = await _unless_gone(request, _predict(servable, items, top_k, deadline))
+                facts.outcome = outcome.worst_code
                 answer = PredictAnswer.of(servable, outcome)
     except ClientDisconnect:
         facts.outcome = "client_gone"
@@ -135,7 +135,7 @@ async def list_models(request: Request) -> ModelsAnswer:
     return ModelsAnswer(models=[ModelBody.of(model) for model in registry.models()])
 
 
-@router.get("/models/{model}", responses={404: {"model": ErrorAnswer}})
+@router.get("/models/{model}", responses=_ERRORS)
 async def show_model(request: Request, model: str) -> ModelBody:
     """One model, with its versions, their states and their parity figures."""
     registry: Registry = request.state.registry
@@ -150,7 +150,7 @@ async def show_labels(request: Request, model: str, version: Annotated[int | Non
     return LabelsAnswer(model=servable.name, version=servable.version, labels=servable.manifest.spec.labels)
 
 
-@router.get("/models/{model}/ready", responses={**_NOT_READY, 404: {"model": ErrorAnswer}})
+@router.get("/models/{model}/ready", responses=_ERRORS | _NOT_READY)
 async def model_ready(request: Request, response: Response, model: str) -> ReadyAnswer:
     """Whether the model answers."""
     registry: Registry = request.state.registry

@@ -38,7 +38,7 @@ class ErrorAnswer(Body):
     error: ErrorBody
 
 
-class Class(Body):
+class ClassProbability(Body):
     """One class of an answer, with its probability between 0 and 1."""
 
     label: str
@@ -49,7 +49,7 @@ class Class(Body):
 class Result(Body):
     """The answer to one item of several: its best classes, or its own error."""
 
-    predictions: Sequence[Class] | None = None
+    predictions: Sequence[ClassProbability] | None = None
     error: ErrorBody | None = None
 
 
@@ -58,7 +58,7 @@ class PredictAnswer(Body):
 
     model: str
     version: int
-    predictions: Sequence[Class] | None = None
+    predictions: Sequence[ClassProbability] | None = None
     results: Sequence[Result] | None = None
 
     @classmethod
@@ -75,7 +75,7 @@ class PredictAnswer(Body):
 def _result(result: Any) -> Result:
     if isinstance(result, ServiceError):
         return Result(error=ErrorBody.of(result))
-    return Result(predictions=[Class(**asdict(prediction)) for prediction in result])
+    return Result(predictions=[ClassProbability(**asdict(prediction)) for prediction in result])
 
 
 class VersionBody(Body):

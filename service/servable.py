@@ -15,7 +15,7 @@ from service.batcher import Answer, Batcher
 from service.engine import Engine
 from service.errors import DeadlinePassed, InvalidInput, ServiceError
 from service.metrics import ServableMetrics
-from service.postprocess import Prediction, best
+from service.postprocess import Prediction, top_classes
 from service.preprocess import DecodePool
 
 Array = np.ndarray[Any, Any]
@@ -31,6 +31,12 @@ class Outcome:
     decode_seconds: float
     queue_seconds: float
     inference_seconds: float
+
+    @property
+    def worst_code(self) -> str:
+        """`ok` where at least one item was answered, else the first item's error."""
+        errors = [result.code for result in self.results if isinstance(result, ServiceError)]
+        return errors[0] if len(errors) == len(self.results) else "ok"
 
 
 class Servable:
@@ -86,8 +92,8 @@ class Servable:
     async def predict(self, items: Sequence[Item], top_k: int, deadline: float) -> Outcome:
         """The best `top_k` classes of each item, in order; an item that cannot be used fails alone.
 
-        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady and DeadlinePassed, which befall
-        the request as a whole.
+        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady, DeviceLost and
+        DeadlinePassed, which befall the request as a whole.
         """
         started = time.monotonic()
         self.metrics.inflight_images.inc(len(items))
@@ -101,6 +107,9 @@ class Servable:
             raise DeadlinePassed("the answer was not ready before the deadline") from None
         finally:
             self.metrics.inflight_images.dec(len(items))
+        for answer in answers:
+            if isinstance(answer, ServiceError) and answer.retry_after_seconds is not None:
+                raise answer  # it befell the engine, not the item: the whole request may come again
         remaining = iter(answers)
         outcomes = [value if isinstance(value, ServiceError) else next(remaining) for value in values]
         answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
@@ -112,13 +121,22 @@ class Servable:
         )
 
     def _postprocess(self, outcome: Answer | ServiceError, top_k: int) -> list[Prediction] | ServiceError:
-        return outcome if isinstance(outcome, ServiceError) else best(outcome.row, self.manifest.spec.labels, top_k)
+        return (
+            outcome if isinstance(outcome, ServiceError) else top_classes(outcome.row, self.manifest.spec.labels, top_k)
+        )
 
     async def _prepare(self, items: Sequence[Item]) -> list[Array | ServiceError]:
         spec = self.manifest.spec.input
         if isinstance(spec, NumbersInput):
             return [_numbers(item, spec) for item in items]
-        return await asyncio.gather(*(self._decode(item, spec) for item in items))
+        if len(items) == 1:
+            return [await self._decode(items[0], spec)]
+        decoding = [asyncio.ensure_future(self._decode(item, spec)) for item in items]
+        try:
+            return await asyncio.gather(*decoding)
+        finally:
+            for each in decoding:  # where one item has no place, the others are not decoded for nobody
+                each.cancel()
 
     async def _decode(self, item: Item, spec: ImageInput) -> Array | ServiceError:
         if not isinstance(item, bytes):

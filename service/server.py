@@ -1,11 +1,13 @@
 """Runs the application under uvicorn, and ends it gracefully.
 
 SIGTERM: readiness says 503 at once, requests are still accepted for the drain delay, what waits is answered, and the
-process ends with 0 within the grace period. SIGINT (Ctrl-C) skips the delay; a second signal ends the wait.
+process ends with 0. SIGINT (Ctrl-C) skips the delay; a second signal, or the end of the grace period, ends the process
+whatever it is doing.
 """
 
-import asyncio
+import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -22,6 +24,9 @@ log = structlog.get_logger()
 _MAX_CONNECTIONS = 10_000
 _KEEP_ALIVE_SECONDS = 75
 
+IMPATIENT_SECONDS = 2.0
+EXIT_FORCED = 1
+
 
 class Server(uvicorn.Server):
     """uvicorn's server, with signals that drain before they stop."""
@@ -30,6 +35,7 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._lifecycle = Lifecycle()
         self._stop_at: float | None = None
+        self._is_patient = True
         super().__init__(
             uvicorn.Config(
                 create_app(settings, self._lifecycle),
@@ -43,7 +49,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=max(1, int(settings.grace_seconds - settings.drain_delay_seconds)),
+                # What still waits then is told so, a second before the process ends in any case.
+                timeout_graceful_shutdown=max(1, int(settings.grace_seconds - settings.drain_delay_seconds) - 1),
                 limit_concurrency=_MAX_CONNECTIONS,
             )
         )
@@ -65,23 +72,32 @@ class Server(uvicorn.Server):
                     log.info("listening", url=f"http://{host}:{port}", repository=str(self._settings.repository))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begins to drain at the first signal; a second one, or Ctrl-C, does not wait."""
-        if self._lifecycle.draining or sig == signal.SIGINT:
-            self.force_exit = self.should_exit
-            self.should_exit = True
+        """Begins to drain at the first signal; a second one does not wait."""
+        if self._lifecycle.draining:
+            self._end_within(IMPATIENT_SECONDS)
+            self.force_exit = self.should_exit = True
         self._lifecycle.drain()
+        self._is_patient = sig != signal.SIGINT
 
     async def on_tick(self, counter: int) -> bool:
         """Uvicorn asks ten times a second whether to stop."""
         if self._lifecycle.draining and self._stop_at is None:
-            delay = 0.0 if self._lifecycle.device_lost else self._settings.drain_delay_seconds
-            self._stop_at = time.monotonic() + delay
+            wait = self._is_patient and not self._lifecycle.device_lost
+            delay = self._settings.drain_delay_seconds if wait else 0.0
             log.info("draining", seconds=delay)
-            asyncio.get_running_loop().call_later(self._settings.grace_seconds, self._give_up)
+            self._stop_at = time.monotonic() + delay
+            self._end_within(self._settings.grace_seconds)
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)
 
-    def _give_up(self) -> None:
-        log.warning("the grace period is over", seconds=self._settings.grace_seconds)
-        self.force_exit = self.should_exit = True
+    def _end_within(self, seconds: float) -> None:
+        """Ends the process then, if it has not ended by itself: an engine call or a load may never return."""
+
+        def end() -> None:
+            log.warning("ended before everything was answered", after_seconds=seconds)
+            os._exit(self._lifecycle.exit_code or EXIT_FORCED)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()

@@ -1,39 +1,37 @@
 """Every setting: one frozen value, read from the environment once."""
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+PREFIX = "MENAGERIE_"
 MIB = 1024 * 1024
+Delay = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+Timeout = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
 DEFAULT_REPOSITORY = Path(__file__).parent.parent / "models" / "repository"
 
 
 class Settings(BaseSettings):
     """Each field is read from `MENAGERIE_` and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="MENAGERIE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     # What is served.
     repository: Path = Field(DEFAULT_REPOSITORY, description="Directory of the models to serve")
-    cache: Path = Field(Path.home() / ".cache" / "menagerie", description="Directory for converted models")
+    cache: Path = Field(Path("~/.cache/menagerie"), description="Directory for converted models")
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Names of the models to serve, separated by commas; none means all"
     )
     convert: bool = Field(default=True, description="Convert what is not in the cache; off where no framework is")
-    poll_seconds: NonNegativeFloat = Field(
+    poll_seconds: Delay = Field(
         0.0, description="How often to look for new versions in the repository; 0 looks once, at the start"
     )
-    conversion_timeout_seconds: PositiveFloat = Field(1800, description="A conversion that takes longer is killed")
+    conversion_timeout_seconds: Timeout = Field(1800, description="A conversion that takes longer is killed")
 
     # Where.
     host: str = Field("127.0.0.1", description="Address to listen on")
@@ -49,15 +47,15 @@ class Settings(BaseSettings):
 
     # Batching.
     max_batch_size: PositiveInt = Field(32, le=1024, description="Images in one engine call, at most")
-    max_queue_delay_seconds: NonNegativeFloat = Field(
+    max_queue_delay_seconds: Delay = Field(
         0.0, description="How long the oldest image may wait for company; 0 never keeps an idle engine waiting"
     )
     max_queue_images: PositiveInt = Field(512, description="Images waiting for one model, at most; then 429")
     max_queue_bytes: PositiveInt = Field(256 * MIB, description="Bytes of pixels waiting for one model, at most")
 
     # Requests.
-    request_timeout_seconds: PositiveFloat = Field(30.0, description="An answer that takes longer becomes a 504")
-    body_timeout_seconds: PositiveFloat = Field(15.0, description="A body that takes longer to arrive becomes a 408")
+    request_timeout_seconds: Timeout = Field(30.0, description="An answer that takes longer becomes a 504")
+    body_timeout_seconds: Timeout = Field(15.0, description="A body that takes longer to arrive becomes a 408")
     max_body_bytes: PositiveInt = Field(32 * MIB, description="Bytes of one request's body, at most; then 413")
     max_inflight_body_bytes: PositiveInt = Field(
         512 * MIB, description="Bytes of all bodies being received and decoded, at most; then 429"
@@ -68,14 +66,19 @@ class Settings(BaseSettings):
     max_decode_images: PositiveInt = Field(512, description="Images waiting to be decoded, at most; then 429")
 
     # Stopping.
-    drain_delay_seconds: NonNegativeFloat = Field(
+    drain_delay_seconds: Delay = Field(
         3.0, description="After SIGTERM, how long requests are still accepted while readiness says 503"
     )
-    grace_seconds: PositiveFloat = Field(25.0, description="After SIGTERM, when the process ends in any case")
+    grace_seconds: Timeout = Field(25.0, description="After SIGTERM, when the process ends in any case, with code 1")
 
     # Telling.
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto is text on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level to log")
+
+    @field_validator("repository", "cache")
+    @classmethod
+    def _at_home(cls, path: Path) -> Path:
+        return path.expanduser()
 
     @field_validator("models", mode="before")
     @classmethod
@@ -85,10 +88,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.drain_delay_seconds >= self.grace_seconds:
-            msg = "drain_delay_seconds must be less than grace_seconds: what waits is answered in between"
-            raise ValueError(msg)
+            raise ValueError("drain_delay_seconds must be less than grace_seconds: what waits is answered in between")
         for bound in ("max_queue_images", "max_decode_images"):
             if getattr(self, bound) < self.max_images_per_request:
-                msg = f"{bound} is smaller than max_images_per_request: a full request could never be served"
-                raise ValueError(msg)
+                raise ValueError(f"{bound} is less than max_images_per_request: a full request could not be served")
+        known = {PREFIX + name.upper() for name in type(self).model_fields}
+        if unknown := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
+            near = get_close_matches(unknown[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"there is no setting {unknown[0]}{hint}")
         return self

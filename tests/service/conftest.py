@@ -31,7 +31,7 @@ def application(repository, tmp_path):
 
     @contextmanager
     def make(*, wait=True, **settings):
-        app = create_app(Settings(repository=repository, cache=tmp_path / "cache", **settings))
+        app = create_app(Settings(repository=repository, cache=tmp_path / "cache", provider="cpu", **settings))
         with TestClient(app) as client:
             if wait:
                 until(lambda: client.get("/health/ready").status_code == 200)
@@ -63,12 +63,10 @@ class ServerProcess:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        settings = {"port": self.port, "log_format": "json", **settings}
+        settings = {"port": self.port, "log_format": "json", "provider": "cpu", **settings}
         environment = {f"MENAGERIE_{name.upper()}": str(value) for name, value in settings.items()}
         with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *command], env=os.environ | environment, stderr=file
-            )
+            self.process = subprocess.Popen([sys.executable, *command], env=os.environ | environment, stderr=file)
 
     def log(self):
         return self._log.read_text()

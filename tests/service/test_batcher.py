@@ -263,6 +263,17 @@ async def test_a_running_call_shows_for_how_long():
         await first
 
 
+async def test_a_mistake_of_ours_costs_one_batch_and_the_runner_goes_on():
+    class Observer:
+        def executed(self, *_):
+            raise ZeroDivisionError
+
+    async with running(SumEngine(), observer=Observer()) as batcher:
+        for _ in range(2):
+            (answer,) = await batcher.submit([item(1)], soon())
+            assert isinstance(answer, InferenceFailed)
+
+
 async def test_the_observer_is_told_of_every_call():
     told = []
 

@@ -65,7 +65,7 @@ async def test_both_frameworks_convert_agree_and_run_at_any_batch(saved, artifac
     assert manifest.parity.top1_agreement == 1
     assert set(manifest.seconds) == {"build", "load", "export", "join", "compare"}
     engine = Engine(content, plan(Settings(), gpus=(), cores=2, max_batch_size=8))
-    engine.open()
+    engine.open(found.spec.num_classes)
     dtype = np.uint8 if found.spec.input.kind == "image" else np.float32
     for size in (1, 2, 5, 8):
         rows = engine.run(np.ones((size, *found.spec.input.shape), dtype))
@@ -114,6 +114,34 @@ async def test_a_killed_child_leaves_nothing_and_the_next_try_repairs_it(saved, 
         assert converter.published(found) is None
         assert not list((tmp_path / "cache").glob("*/model.onnx"))
     read_published(await converter.convert(found))
+
+
+async def test_weights_that_change_meanwhile_are_not_published_under_the_wrong_name(saved, artifact, converter):
+    found = artifact(saved["torch", "mlp_iris"])
+
+    def replace(step):
+        if step == "build":  # the framework is still being imported
+            found.weights.write_bytes(found.weights.read_bytes() + b"more")
+
+    with pytest.raises(ConversionError, match="changed while they were read"):
+        await converter.convert(found, replace)
+    assert converter.published(found) is None
+
+
+async def test_a_published_directory_that_is_not_whole_is_made_again(saved, artifact, converter):
+    found = artifact(saved["torch", "mlp_iris"])
+    directory = await converter.convert(found)
+    onnx = directory / "model.onnx"
+    onnx.write_bytes(onnx.read_bytes()[:-1])
+    assert converter.published(found) is None
+    read_published(await converter.convert(found))
+
+
+async def test_a_cache_that_cannot_be_written_is_told(saved, artifact, tmp_path):
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(ConversionError, match="could not be written") as caught:
+        await Converter(tmp_path / "file", timeout_seconds=300).convert(artifact(saved["torch", "mlp_iris"]))
+    assert "MENAGERIE_CACHE" in caught.value.cure
 
 
 async def test_a_cancelled_conversion_leaves_no_process(saved, artifact, converter):

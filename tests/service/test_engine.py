@@ -45,7 +45,7 @@ def softmax_model():
 @pytest.fixture
 def engine():
     engine = Engine(softmax_model(), planned(max_batch_size=8))
-    engine.open()
+    engine.open(4)
     yield engine
     engine.close()
 
@@ -113,7 +113,7 @@ def test_require_gpu_refuses_a_provider_that_did_not_start():
     """Here CUDA's provider is built in and finds no driver: ONNX Runtime falls to the CPU without an error."""
     engine = Engine(softmax_model(), planned(gpus=H200, require_gpu=True))
     with pytest.raises(EngineError, match="fell back to the CPU"):
-        engine.open()
+        engine.open(4)
 
 
 @pytest.mark.parametrize(("largest", "buckets"), [(1, (1,)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
@@ -133,7 +133,7 @@ def test_padding_to_a_bucket_changes_no_answer():
     padding = Engine(
         softmax_model(), planned(gpus=H200, max_batch_size=8)
     )  # falls to the CPU here, and pads all the same
-    padding.open()
+    padding.open(4)
     pixels = np.arange(20, dtype=np.uint8).reshape(5, 2, 2, 1)
     alone = np.concatenate([padding.run(pixels[index : index + 1]) for index in range(5)])
     together = padding.run(pixels)
@@ -144,7 +144,7 @@ def test_padding_to_a_bucket_changes_no_answer():
 
 def test_a_file_that_is_no_model_is_an_error():
     with pytest.raises(EngineError, match="cannot open"):
-        Engine(b"not a model", planned()).open()
+        Engine(b"not a model", planned()).open(4)
 
 
 def test_a_model_that_does_not_run_is_an_error_before_it_is_ready():
@@ -154,7 +154,7 @@ def test_a_model_that_does_not_run_is_an_error_before_it_is_ready():
     model.graph.initializer.append(reshape)
     model.graph.node[1].CopyFrom(helper.make_node("Reshape", ["floats", "shape"], ["flat"]))
     with pytest.raises(EngineError, match="does not run at batch 1"):
-        Engine(model.SerializeToString(), planned()).open()
+        Engine(model.SerializeToString(), planned()).open(4)
 
 
 def test_a_poisoned_context_is_told_from_an_ordinary_failure(engine, monkeypatch):

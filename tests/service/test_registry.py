@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from service.errors import ModelNotFound, ModelNotReady
+from service.errors import ConversionError, ModelNotFound, ModelNotReady
 from service.lifecycle import Lifecycle
 from service.machine import usable_cores
 from service.metrics import generate_latest
@@ -27,7 +27,7 @@ NUMBERS = np.array([0, 1, 0], np.float32)
 async def registry(tmp_path):
     """A registry of an empty repository."""
     (tmp_path / "repository").mkdir()
-    settings = Settings(repository=tmp_path / "repository", cache=tmp_path / "cache")
+    settings = Settings(repository=tmp_path / "repository", cache=tmp_path / "cache", provider="cpu")
     decoders = DecodePool(usable_cores(), settings.max_decode_images, settings.max_image_pixels)
     decoders.start()
     registry = Registry(settings, decoders, Lifecycle())
@@ -163,6 +163,110 @@ async def test_a_model_that_was_removed_is_unknown_and_its_last_caller_answered(
             registry.servable("model")
         assert (await servable.predict([NUMBERS], 1, time.monotonic() + 20)).results
     assert (await ask(registry, "other"))[0] == 1
+
+
+async def gone(registry, name="model"):
+    """Waits until nothing drains any more."""
+    await asyncio.to_thread(until, lambda: not registry._retirements)
+
+
+async def test_looking_again_while_a_version_drains_disturbs_nothing(registry):
+    publish_numbers(registry.root / "model", 1)
+    await registry.refresh()
+    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "2")
+    with registry.lease("model") as old:
+        await registry.refresh()
+        await registry.refresh()
+        assert states(registry) == {1: "UNLOADING", 2: "READY"}
+        assert (await old.predict([NUMBERS], 1, time.monotonic() + 20)).results
+    await gone(registry)
+    assert states(registry) == {2: "READY"}
+
+
+async def test_a_version_that_comes_back_while_it_drains_is_a_new_one(registry):
+    publish_numbers(registry.root / "model", 1)
+    shutil.copytree(registry.root / "model" / "1", registry.root / "copy")
+    shutil.copytree(registry.root / "copy", registry.root / "model" / "2")
+    shutil.rmtree(registry.root / "copy")
+    await registry.refresh()
+    with registry.lease("model", 2):
+        (registry.root / "model" / "2").rename(registry.root / ".aside")
+        await registry.refresh()
+        assert (await ask(registry))[0] == 1
+        (registry.root / ".aside").rename(registry.root / "model" / "2")
+        await registry.refresh()
+        assert (await ask(registry))[0] == 2
+    await gone(registry)
+    assert states(registry) == {2: "READY"}
+    assert (await ask(registry))[0] == 2
+    assert value('serving_queue_depth{model="model",version="2"}') == 0
+    assert value('serving_model_state{model="model",state="READY",version="2"}') == 1
+
+
+async def test_a_model_that_comes_back_while_it_drains_keeps_its_metrics(registry):
+    publish_numbers(registry.root / "model")
+    publish_numbers(registry.root / "other")
+    await registry.refresh()
+    with registry.lease("model"):
+        (registry.root / "model").rename(registry.root / ".aside")
+        await registry.refresh()
+        (registry.root / ".aside").rename(registry.root / "model")
+        await registry.refresh()
+    await gone(registry)
+    assert value('serving_queue_depth{model="model",version="1"}') == 0
+    assert (await ask(registry))[0] == 1
+
+
+async def test_a_broken_model_that_is_removed_leaves_no_state_behind(registry):
+    publish_numbers(registry.root / "other")
+    (publish_numbers(registry.root / "model") / "model.onnx").write_bytes(b"broken")
+    await registry.refresh()
+    assert value('serving_model_state{model="model",state="UNAVAILABLE",version="1"}') == 1
+    shutil.rmtree(registry.root / "model")
+    await registry.refresh()
+    assert value('serving_model_state{model="model",state="UNAVAILABLE",version="1"}') is None
+
+
+async def test_a_model_that_is_added_later_does_not_make_the_server_unready(registry):
+    publish_numbers(registry.root / "model")
+    await registry.refresh()
+    (registry.root / "new").mkdir()
+    (registry.root / "Not A Model").mkdir()
+    await registry.refresh()
+    assert registry.unready() == {}
+    assert "model.toml" in registry.model("new").why_unready
+    with pytest.raises(ModelNotReady, match=r"model\.toml"):
+        registry.servable("new")
+
+
+async def test_a_version_that_was_deleted_goes_though_a_sibling_is_broken(registry):
+    publish_numbers(registry.root / "model", 1)
+    for number in (2, 3):
+        shutil.copytree(registry.root / "model" / "1", registry.root / "model" / str(number))
+    (registry.root / "model" / "2" / "model.onnx").write_bytes(b"broken")
+    toml = registry.root / "model" / "model.toml"
+    toml.write_text(toml.read_text() + 'versions = "all"\n')
+    await registry.refresh()
+    assert (await ask(registry))[0] == 3
+    shutil.rmtree(registry.root / "model" / "3")
+    await registry.refresh()
+    assert (await ask(registry))[0] == 1
+
+
+async def test_what_is_published_answers_before_what_has_to_be_converted(registry, monkeypatch):
+    model = registry.root / "a_first"
+    (model / "1").mkdir(parents=True)
+    (model / "model.toml").write_text('architecture = "mlp_iris"\n')
+    (model / "1" / "weights.pth").write_bytes(b"weights")
+    publish_numbers(registry.root / "z_last")
+
+    async def convert(*_):
+        assert (await ask(registry, "z_last"))[0] == 1
+        raise ConversionError("tried")
+
+    monkeypatch.setattr("service.conversion.Converter.convert", convert)
+    await registry.refresh()
+    assert "tried" in registry.model("a_first").records[1].reason
 
 
 async def test_a_repository_that_vanishes_leaves_what_is_loaded(registry):

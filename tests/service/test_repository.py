@@ -1,7 +1,6 @@
 """The model repository: what is found, what is refused, and that a refusal names its cure."""
 
 import json
-import time
 
 import pytest
 
@@ -87,6 +86,8 @@ def test_versions_are_the_latest_all_or_those_named(iris):
         ('architecture = "lenet5"\n[input]\nnormalization = "x"', "normalization 'x' is not one of", "README"),
         ('architecture = "lenet5"\n[input]\nmean = [1.0, 2.0]', "mean has 2 values", "README"),
         ('architecture = "lenet5"\n[input]\nresize_to = 8', "resize_to = 8 is smaller", "README"),
+        ('architecture = "lenet5"\n[input]\nnormalization = "tf"\nmean = [0.5]', "stands for mean too", "README"),
+        ('architecture = "mlp_iris"\n[batching]\nmax_batch_size = 1025', "batching.max_batch_size", "README"),
         ('architecture = "mlp_iris"\nweights = "other.pth"', "no file 'other.pth'", "correct weights"),
         ('architecture = "mlp_iris"\nweights = "../../etc"', "outside", "inside"),
         (
@@ -117,17 +118,53 @@ def test_a_missing_model_toml_version_or_root_is_told(iris, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Iris", "iris model", "-iris", "a" * 65])
-def test_a_name_that_is_no_name_is_refused(iris, name):
+def test_a_name_that_is_no_name_is_ignored(iris, name):
     (iris / "iris").rename(iris / name)
-    with pytest.raises(RepositoryError, match="no name for a model"):
-        Repository(iris).resolve(name, 1)
+    (iris / ".hidden").mkdir()
+    (iris / "lost+found").mkdir()
+    assert Repository(iris).names() == []
+    assert Repository(iris).ignored() == [name]
+
+
+def test_labels_that_are_not_utf_8_are_told_and_a_byte_order_mark_is_none_of_them(iris):
+    labels = iris / "iris" / "labels.txt"
+    labels.write_bytes("Schwertlilie\nGänseblümchen\nRose\n".encode("latin-1"))
+    with pytest.raises(RepositoryError, match=r"labels\.txt is not UTF-8"):
+        Repository(iris).resolve("iris", 1)
+    labels.write_bytes(b"\xef\xbb\xbfa\nb\nc\n")
+    assert Repository(iris).resolve("iris", 1).source.spec.labels == ("a", "b", "c")
+
+
+def test_an_artifact_toml_is_laid_over_key_by_key(iris):
+    (iris / "iris" / "model.toml").write_text(
+        'architecture = "lenet5"\n[input]\nnormalization = "unit"\nresize = "crop"\n[batching]\nmax_batch_size = 4\n'
+    )
+    override = iris / "iris" / "1" / "artifact.toml"
+    override.write_text("[input]\nmean = [0.25]\n[batching]\nmax_queue_delay_seconds = 0.5\n")
+    version = Repository(iris).resolve("iris", 1)
+    assert (version.source.spec.input.mean, version.source.spec.input.resize) == ((0.25,), "crop")
+    assert (version.batching.max_batch_size, version.batching.max_queue_delay_seconds) == (4, 0.5)
+    for wrong in ('versions = "all"', "input = 3", "[batching]\nmax_queue_delay_seconds = inf", "x = 1"):
+        override.write_text(wrong)
+        with pytest.raises(RepositoryError, match=r"artifact\.toml of iris/1"):
+            Repository(iris).resolve("iris", 1)
+
+
+def test_files_that_may_not_be_read_are_one_models_problem(iris, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "/secret/path")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(RepositoryError, match="files of iris cannot be read: Permission denied") as caught:
+        Repository(iris).wanted("iris")
+    assert "/secret/path" not in caught.value.message
 
 
 def test_links_and_strange_files_are_not_weights(iris):
     weights = iris / "iris" / "1" / "weights.pth"
     weights.rename(iris / "elsewhere.pth")
     weights.symlink_to(iris / "elsewhere.pth")
-    with pytest.raises(RepositoryError, match="outside"):
+    with pytest.raises(RepositoryError, match="not a regular file"):
         Repository(iris).resolve("iris", 1)
     weights.unlink()
     (iris / "iris" / "1" / "real.pth").write_bytes(b"weights")
@@ -164,7 +201,6 @@ def test_a_signature_changes_with_the_files_and_settles_with_time(iris):
     assert not before[1].is_settled(3600)
     (iris / "iris" / "1" / "weights.pth").write_bytes(b"weights, again")
     assert repository.signatures("iris") != before
-    assert time.time_ns() > max(changed for _, _, changed in before[1].files)
 
 
 def test_a_published_version_needs_no_architecture(tmp_path):
@@ -183,6 +219,15 @@ def test_a_published_file_that_was_changed_is_refused(tmp_path):
         read_published(tmp_path / "softmax" / "1")
     onnx.unlink()
     with pytest.raises(RepositoryError, match="cannot be read"):
+        read_published(tmp_path / "softmax" / "1")
+
+
+def test_a_link_is_not_published(tmp_path):
+    publish_softmax(tmp_path / "softmax")
+    onnx = tmp_path / "softmax" / "1" / "model.onnx"
+    onnx.rename(tmp_path / "elsewhere.onnx")
+    onnx.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(RepositoryError, match="not a regular file"):
         read_published(tmp_path / "softmax" / "1")
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from service import errors, metrics
 from tests.service.conftest import until
 
 JPEG = {"Content-Type": "image/jpeg"}
+FORM = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n'
 
 
 def picture(colour="green", size=(40, 30), kind="PNG"):
@@ -131,6 +133,15 @@ def test_json_that_is_none_is_told(client, body):
     assert "instances" in answer.json()["error"]["cure"]
 
 
+@pytest.mark.parametrize("unit", [b"[],", b"0,", b"{},", b"[", b'"x",'])
+def test_json_of_very_many_values_is_refused_before_it_holds_up_others(client, unit):
+    body = b'{"instances": [' + unit * (2**22 // len(unit)) + b"0]}"
+    started = time.monotonic()
+    answer = client.post("/predict/largest", content=body, headers={"Content-Type": "application/json"})
+    assert error_of(answer) == (422, "invalid_input")
+    assert time.monotonic() - started < 5  # it took 5 to 18 seconds
+
+
 def test_a_model_is_not_given_what_it_does_not_take(client):
     assert error_of(client.post("/predict/largest", content=picture(), headers=JPEG)) == (422, "invalid_input")
     assert error_of(client.post("/predict/colour", json={"instances": [[1, 2, 3]]})) == (422, "invalid_input")
@@ -148,6 +159,7 @@ def test_a_model_is_not_given_what_it_does_not_take(client):
         (picture(size=(4000, 2)), "image/png", (422, "unsupported_aspect_ratio")),
         (b"no form", "multipart/form-data", (400, "bad_request")),
         (b"no form", "multipart/form-data; boundary=x", (400, "bad_request")),
+        (FORM, "multipart/form-data; boundary=x; charset=undefined", (400, "bad_request")),
         (b"--x--\r\n", "multipart/form-data; boundary=x", (400, "empty_body")),
     ],
 )
@@ -182,7 +194,9 @@ def test_all_bodies_together_are_bounded_and_counted_back(application):
 def test_a_request_of_too_many_images_is_refused(application):
     with application(max_images_per_request=2) as client:
         files = [("file", picture())] * 3
-        assert error_of(client.post("/predict/colour", files=files)) == (422, "invalid_input")
+        for many in (3, 4, 40):
+            answer = client.post("/predict/colour", files=[("file", picture())] * many)
+            assert error_of(answer) == (422, "invalid_input")
         assert error_of(client.post("/predict/largest", json={"instances": [[1, 2, 3]] * 3})) == (422, "invalid_input")
         assert client.post("/predict/colour", files=files[:2]).status_code == 200
 
@@ -205,7 +219,9 @@ def test_an_unknown_route_is_an_error_like_any_other(client, path):
 
 
 def test_a_wrong_method_is_told(client):
-    assert error_of(client.get("/predict/colour")) == (405, "method_not_allowed")
+    answer = client.get("/predict/colour")
+    assert error_of(answer) == (405, "method_not_allowed")
+    assert answer.headers["Allow"] == "POST"
 
 
 def test_models_show_their_versions_states_and_figures(client):
@@ -244,6 +260,7 @@ def test_a_broken_model_is_unready_with_the_reason_and_harms_no_other(applicatio
         ready = client.get("/health/ready")
         assert ready.status_code == 503
         assert set(ready.json()["reasons"]) == {"broken", "nameless"}
+        assert "model.toml" in ready.json()["reasons"]["nameless"]
         assert "did you mean 'lenet5'" in ready.json()["reasons"]["broken"]
         assert client.get("/models/broken/ready").status_code == 503
         answer = client.post("/predict/broken", content=picture(), headers=JPEG)
@@ -272,8 +289,9 @@ def test_requests_are_counted_by_model_version_and_outcome(client):
     client.post("/predict/colour", content=picture(), headers=JPEG)
     client.post("/predict/colour", files=[("file", picture())] * 3)
     client.post("/predict/colour", content=b"text", headers=JPEG)
+    client.post("/predict/colour", files=[("file", b"text")] * 3)
     after = [total(client, "serving_requests_total", **labels, outcome=code) for code in ("ok", "unsupported_image")]
-    assert [new - old for new, old in zip(after, before, strict=True)] == [2, 1]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [2, 2]
     assert total(client, "serving_model_state", **labels, state="READY") == 1
     assert total(client, "serving_model_state", **labels, state="LOADING") == 0
     assert total(client, "serving_queue_depth", **labels) == total(client, "serving_inflight_images", **labels) == 0
@@ -315,7 +333,7 @@ def test_an_error_of_the_servers_own_keeps_its_shape_and_its_secrets(client, mon
     def broken(*_):
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr("service.servable.best", broken)
+    monkeypatch.setattr("service.servable.top_classes", broken)
     answer = client.post("/predict/colour", content=picture(), headers=JPEG)
     assert error_of(answer) == (500, "internal_error")
     assert "secret" not in answer.text
