@@ -1,0 +1,315 @@
+"""Fit, evaluate, save: weights for the zoo.
+
+    python -m models.train digits --output models/repository/digits/1
+
+`digits` is Keras' LeNet-5, trained on scikit-learn's 1797 handwritten digits of 8x8 pixels. What a user posts is
+larger, thinner, dark on light as often as not, off the centre and unevenly lit: so is what it is trained with.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models import catalog
+from models.inputs import NORMALIZATIONS, ImageInput
+
+Array = NDArray[Any]
+
+HELD_OUT = 0.2
+MARGIN = 0.2  # of the digit's side, all around it, in the second half of the evaluation
+EPOCHS = 20
+DRAWINGS = 10  # of each digit, in one epoch
+BATCH = 64  # drawings; each is learnt white on black and black on white
+LEARNING_RATE = 3e-3
+WARMUP_STEPS = 300
+LIBRARIES = ("keras", "tensorflow", "numpy", "pillow", "scikit-learn", "scikit-image", "scipy")
+
+CELL = 6  # a pixel of a digit is so many pixels of its maps
+REACH = 1.5 * CELL  # from the middle of a stroke to the edge that the widest pen draws
+
+
+# The data.
+
+
+class Digits(NamedTuple):
+    """Ink from 0 to 1, float32 [N, 8, 8], and which digit it is, [N]."""
+
+    ink: Array
+    labels: Array
+
+
+def load_digits() -> tuple[Digits, Digits]:
+    """What is trained with and what is held out: always the same split, with as large a share of each digit."""
+    from sklearn import datasets, model_selection  # noqa: PLC0415
+
+    found = datasets.load_digits()
+    train_ink, held_ink, train_labels, held_labels = model_selection.train_test_split(
+        (found.images / 16).astype(np.float32), found.target, test_size=HELD_OUT, random_state=0, stratify=found.target
+    )
+    return Digits(train_ink, train_labels), Digits(held_ink, held_labels)
+
+
+def picture(ink: Array, side: int = 8, margin: float = 0.0) -> Image.Image:
+    """One digit as a user could post it: white on black, enlarged to `side` pixels, with black around it."""
+    digit = Image.fromarray(np.rint(ink * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    border = round(side * margin)
+    page = Image.new("L", (side + 2 * border, side + 2 * border))
+    page.paste(digit, (border, border))
+    return page
+
+
+def squeeze(page: Image.Image, spec: ImageInput) -> Array:
+    """The picture as the server hands it to the graph, uint8 [height, width]."""
+    return np.asarray(page.convert("L").resize((spec.width, spec.height), Image.Resampling.BILINEAR))
+
+
+def network_input(pixels: Array, spec: ImageInput) -> Array:
+    """uint8 [N, height, width] as the network takes it, float32 [N, height, width, 1]."""
+    return ((pixels[..., None] * spec.scale - spec.mean) / spec.std).astype(np.float32)
+
+
+# Augmentation: the same digits in another hand, on other paper, in another light.
+
+
+def ink_maps(digits: Digits) -> tuple[Array, Array]:
+    """Two maps of each digit, CELL times as large, and the labels: float32 [2, N, height, width] and [N].
+
+    The first map is the ink. The second is 1 in the middle of the strokes and falls to 0 at REACH: cut at any level it
+    is the digit as a pen of that width draws it. Sevens come twice: nearly all of these have a bar, and many people
+    write them without.
+    """
+    from scipy import ndimage  # type: ignore[import-untyped]  # noqa: PLC0415
+    from skimage.morphology import skeletonize  # noqa: PLC0415
+
+    inks = [_enlarge(np.pad(ink, 1)) for ink in digits.ink]
+    # Darker than its surroundings, rather than dark: so the small loops of 6, 8 and 9 stay open.
+    drawn = [ink > ndimage.gaussian_filter(ink, 8) + 0.03 for ink in inks]
+    strokes: list[Array] = [skeletonize(ink) for ink in drawn]  # type: ignore[no-untyped-call]
+    plain_sevens = [_prune(strokes[seven], 11) for seven in np.flatnonzero(digits.labels == 7)]  # noqa: PLR2004
+    for seven in plain_sevens:
+        inks.append(ndimage.gaussian_filter(ndimage.binary_dilation(seven, iterations=4).astype(np.float32), 2.5))
+        strokes.append(seven)
+    pens = [1 - ndimage.distance_transform_edt(~stroke) / REACH for stroke in strokes]
+    maps = np.array([inks, pens], dtype=np.float32).clip(0, 1)
+    maps[:, :, [0, -1]] = maps[..., [0, -1]] = 0  # a point beyond the map is read from its edge
+    return maps, np.append(digits.labels, [7] * len(plain_sevens))
+
+
+def _enlarge(ink: Array) -> Array:
+    height, width = ink.shape
+    return np.asarray(Image.fromarray(ink).resize((width * CELL, height * CELL), Image.Resampling.BICUBIC))
+
+
+def _prune(skeleton: Array, steps: int) -> Array:
+    """Without its branches of up to `steps` pixels: every end is taken back so far, and what is left grows again."""
+    from scipy import ndimage  # noqa: PLC0415
+
+    around = np.ones((3, 3), np.int8)
+    left = skeleton
+    for _ in range(steps):
+        left = left & (ndimage.convolve(left.astype(np.int8), around, mode="constant") > 2)  # noqa: PLR2004
+    ends = left & (ndimage.convolve(left.astype(np.int8), around, mode="constant") <= 2)  # noqa: PLR2004
+    return np.asarray(left | ndimage.binary_dilation(ends, around, iterations=steps, mask=skeleton))
+
+
+class Dice:
+    """Random values for a whole batch: one for each picture, [count, 1, 1]."""
+
+    def __init__(self, random: np.random.Generator, count: int) -> None:
+        self._random = random
+        self._shape = (count, 1, 1)
+
+    def between(self, low: float, high: float) -> Array:
+        """Uniform."""
+        return low + (high - low) * self._random.random(self._shape, dtype=np.float32)
+
+    def happens(self, share: float) -> Array:
+        """1.0 for this share of the pictures, 0.0 for the others."""
+        return (self._random.random(self._shape, dtype=np.float32) < share).astype(np.float32)
+
+    def wave(self, position: Array) -> Array:
+        """A sine along the position: a bend, or an uneven light."""
+        sine: Array = np.sin(self.between(1, 4) * position + self.between(0, 2 * np.pi))
+        return self.between(0, 1) * sine
+
+    def grain(self, shape: tuple[int, ...]) -> Array:
+        """Normal, and another for each pixel."""
+        return self._random.standard_normal(shape, dtype=np.float32)
+
+
+def draw(maps: Array, chosen: Array, spec: ImageInput, random: np.random.Generator) -> Array:
+    """Draws the chosen digits anew: uint8 [N, height, width], white on black."""
+    dice = Dice(random, len(chosen))
+    y = np.linspace(-1, 1, 2 * spec.height + 1, dtype=np.float32)[1::2].reshape(1, -1, 1)
+    x = np.linspace(-1, 1, 2 * spec.width + 1, dtype=np.float32)[1::2].reshape(1, 1, -1)
+    changed = dice.happens(0.88)  # the others stay as scikit-learn has them
+    height = 1 + changed * dice.between(-0.55, 0.05)
+    rows, columns = _bend(dice, changed, height, y, x)
+    by_pen = changed * dice.happens(0.45)
+    found = _read(maps, (by_pen * maps.shape[1]).astype(int) + chosen.reshape(-1, 1, 1), rows, columns)
+    ink = _ink(dice, found, by_pen, changed, height)
+    light = _light(dice, ink, changed, y, x).clip(0, 1)
+    pixels: Array = np.rint(light * 255).astype(np.uint8)
+    return pixels
+
+
+def _bend(dice: Dice, changed: Array, height: Array, y: Array, x: Array) -> tuple[Array, Array]:
+    """Where in its digit each pixel lies, as rows and columns from -1 to 1: moved, stretched, turned, slanted, bent."""
+    width = height * np.exp(changed * dice.between(-0.45, 0.45))
+    room = changed * (0.7 * np.maximum(1 - height, 0) + 0.06)
+    y = (y - room * dice.between(-1, 1)) / height
+    x = (x - room * dice.between(-1, 1)) / width
+    angle = changed * np.radians(dice.between(-12, 12))
+    slant = changed * dice.between(-0.3, 0.3)
+    bend = changed * 0.16
+    columns = np.cos(angle) * x + (slant - np.sin(angle)) * y + bend * (dice.wave(y) + dice.wave(x))
+    rows = np.sin(angle) * x + np.cos(angle) * y + bend * (dice.wave(y) + dice.wave(x))
+    return rows, columns
+
+
+def _read(maps: Array, which: Array, rows: Array, columns: Array) -> Array:
+    """The values of the maps at these places: `which` counts through the first kind of map, then the second."""
+    from scipy import ndimage  # noqa: PLC0415
+
+    _, _, height, width = maps.shape
+    digit_height, digit_width = height - 2 * CELL, width - 2 * CELL  # there is a pixel of paper around each digit
+    rows = (rows * digit_height + height - 1) / 2
+    columns = (columns * digit_width + width - 1) / 2
+    places = np.stack([rows.clip(0, height - 1) + which * height, columns.clip(0, width - 1)])
+    return np.asarray(ndimage.map_coordinates(maps.reshape(-1, width), places, order=1, prefilter=False))
+
+
+def _ink(dice: Dice, found: Array, by_pen: Array, changed: Array, height: Array) -> Array:
+    """Strokes from 0 to 1: of a pen, of the digit's own width with a crisp edge, or as blurred as the 8x8 pixels."""
+    pen = 1 - np.exp(dice.between(np.log(0.15), np.log(0.9))) * CELL / REACH
+    level = np.where(by_pen, pen, dice.between(0.3, 0.6))
+    crisp = ((found - level) * height * dice.between(2, 6) + 0.5).clip(0, 1)
+    ink = np.where(by_pen + changed * dice.happens(0.7), crisp, found)
+    return _blur(ink, dice.happens(0.25) * dice.between(0, 1))
+
+
+def _blur(ink: Array, share: Array) -> Array:
+    from scipy import ndimage  # noqa: PLC0415
+
+    blurred: Array = (1 - share) * ink + share * ndimage.gaussian_filter(ink, (0, 1, 1), truncate=2)
+    return blurred
+
+
+def _light(dice: Dice, ink: Array, changed: Array, y: Array, x: Array) -> Array:
+    """The picture of that ink: for more than half of them with less contrast, some of it uneven or grainy."""
+    dim = changed * dice.happens(0.6)
+    paper = dim * dice.between(0, 0.4)
+    tone = paper + (1 - paper) * (1 - dim * dice.between(0, 0.6))
+    shadow = dice.between(-1, 1) * x + dice.between(-1, 1) * y + 0.5 * dice.wave(x) * dice.wave(y)
+    paper = paper + dim * dice.happens(0.5) * 0.2 * shadow
+    lit: Array = paper + (tone - paper) * ink
+    lit += dim * dice.happens(0.5) * dice.between(0, 0.06) * dice.grain(lit.shape)
+    return lit
+
+
+def drawings(digits: Digits, spec: ImageInput, seed: int) -> Iterator[tuple[Array, Array]]:
+    """Batches without end, [2 * BATCH, height, width, 1] and one-hot labels: both polarities of each drawing."""
+    maps, labels = ink_maps(digits)
+    targets = np.eye(10, dtype=np.float32)[labels]
+    random = np.random.default_rng(seed)
+    while True:
+        for chosen in np.split(random.permutation(len(labels)), range(BATCH, len(labels), BATCH)):
+            pixels = draw(maps, chosen, spec, random)
+            yield network_input(np.concatenate([pixels, 255 - pixels]), spec), np.tile(targets[chosen], (2, 1))
+
+
+# Fit, evaluate, save.
+
+
+def fit(network: Any, digits: Digits, spec: ImageInput, *, epochs: int, seed: int) -> None:
+    """Trains on drawings of these digits; nothing that is held out is looked at. The weights are a running average."""
+    import keras  # noqa: PLC0415
+
+    steps = DRAWINGS * len(digits.labels) // BATCH
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, steps * epochs, warmup_target=LEARNING_RATE, warmup_steps=WARMUP_STEPS
+    )
+    network.compile(
+        keras.optimizers.AdamW(rate, weight_decay=0.01, use_ema=True, ema_momentum=0.99),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05),
+        metrics=["accuracy"],
+    )
+    network.fit(drawings(digits, spec, seed), steps_per_epoch=steps, epochs=epochs, shuffle=False, verbose=2)
+
+
+def evaluate(network: Any, digits: Digits, spec: ImageInput) -> dict[str, dict[str, float]]:
+    """Share of right answers, white on black and black on white: of the digits alone, and with a margin around them."""
+    pictures = {
+        "plain": [picture(ink) for ink in digits.ink],
+        "margin": [picture(ink, side=200, margin=MARGIN) for ink in digits.ink],
+    }
+    figures = {}
+    for name, pages in pictures.items():
+        pixels = np.stack([squeeze(page, spec) for page in pages])
+        figures[name] = {
+            "white_on_black": accuracy(network, network_input(pixels, spec), digits.labels),
+            "black_on_white": accuracy(network, network_input(255 - pixels, spec), digits.labels),
+        }
+    return figures
+
+
+def accuracy(network: Any, batch: Array, labels: Array) -> float:
+    """Share of the batch whose largest output is its label."""
+    return float(np.mean(np.argmax(network.predict_on_batch(batch), axis=-1) == labels))
+
+
+def train_digits(output: Path, *, command: str, epochs: int, seed: int) -> None:
+    """Writes weights.keras and training.json into `output`. The same seed gives the same weights."""
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    import keras  # noqa: PLC0415
+    import tensorflow as tf  # noqa: PLC0415
+
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+    architecture = catalog.find("lenet5")
+    # -1..1: to change the polarity is to change the sign.
+    spec = ImageInput.model_validate(architecture.input.model_dump() | NORMALIZATIONS["tf"])
+    network, uncompiled = (architecture.builders["keras"](num_classes=10) for _ in range(2))
+    train, held_out = load_digits()
+    fit(network, train, spec, epochs=epochs, seed=seed)
+    report = {
+        "command": command,
+        "data": "sklearn.datasets.load_digits",
+        "trained_with": len(train.labels),
+        "held_out": len(held_out.labels),
+        "epochs": epochs,
+        "seed": seed,
+        "accuracy": evaluate(network, held_out, spec),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    uncompiled.set_weights(network.get_weights())  # a file without the optimizer's three values for each weight
+    uncompiled.save(output / "weights.keras")
+    (output / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m models.train", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", choices=["digits"])
+    parser.add_argument("--output", type=Path, required=True, help="the version's directory")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    command = shlex.join(["python", "-m", "models.train", *arguments])
+    train_digits(options.output, command=command, epochs=options.epochs, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
