@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -48,6 +49,21 @@ def test_the_first_start_converts_step_by_step(server):
         assert {event["turn"] for event in steps} == {f"{position} of 2"}
         assert all(event["seconds"] >= 0 for event in steps)
     assert total(server, "serving_conversions_total", model="digits", outcome="ok") == 1
+
+
+def test_the_readme_shows_this_start(server):
+    """Event by event, whatever the times."""
+    readme = (SAMPLES.parent.parent / "README.md").read_text()
+    shown = re.findall(r"^\d\d:\d\d:\d\d \[info +\] (listening|converting|loaded) (.*)$", readme, re.MULTILINE)
+    pairs = [(event, dict(re.findall(r"(\w+)=('[^']*'|\S+)", rest))) for event, rest in shown]
+    events = [json.loads(line) for line in server.log().splitlines()]
+    real = [event for event in events if event["event"] in {"listening", "converting", "loaded"}]
+    for name in ("model", "step", "turn", "provider"):
+        told = [(event, values.get(name, "").strip("'")) for event, values in pairs]
+        assert told == [(event["event"], event.get(name, "")) for event in real]
+    assert [set(values) for _, values in pairs] == [
+        {name for name in event if name not in {"event", "level", "timestamp"}} for event in real
+    ]
 
 
 @pytest.mark.parametrize(
