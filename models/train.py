@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 HELD_OUT = 0.2
 MARGIN = 0.2  # of the digit's side, all around it, in the second half of the evaluation
-EPOCHS = 20
+EPOCHS = 16
 DRAWINGS = 10  # of each digit, in one epoch
 BATCH = 64  # drawings; each is learnt white on black and black on white
 LEARNING_RATE = 3e-3
@@ -36,7 +36,8 @@ WARMUP_STEPS = 300
 LIBRARIES = ("keras", "tensorflow", "numpy", "pillow", "scikit-learn", "scikit-image", "scipy")
 
 CELL = 6  # a pixel of a digit is so many pixels of its maps
-REACH = 1.5 * CELL  # from the middle of a stroke to the edge that the widest pen draws
+REACH = 1.5 * CELL  # from the middle of a stroke to where its map ends
+TWINS = 0.35  # share of the drawings that are of a digit's twin
 
 
 # The data.
@@ -83,11 +84,11 @@ def network_input(pixels: Array, spec: ImageInput) -> Array:
 
 
 def ink_maps(digits: Digits) -> tuple[Array, Array]:
-    """Two maps of each digit, CELL times as large, and the labels: float32 [2, N, height, width] and [N].
+    """Two maps of each digit, CELL times as large, float32 [2, M, height, width]; and each digit's twin in them, [N].
 
     The first map is the ink. The second is 1 in the middle of the strokes and falls to 0 at REACH: cut at any level it
-    is the digit as a pen of that width draws it. Sevens come twice: nearly all of these have a bar, and many people
-    write them without.
+    is the digit as a pen of that width draws it. Nearly all of these sevens have a bar, which many people leave out:
+    the twin of a seven is the same without its short branches. Any other digit is its own twin.
     """
     from scipy import ndimage  # type: ignore[import-untyped]  # noqa: PLC0415
     from skimage.morphology import skeletonize  # noqa: PLC0415
@@ -96,14 +97,15 @@ def ink_maps(digits: Digits) -> tuple[Array, Array]:
     # Darker than its surroundings, rather than dark: so the small loops of 6, 8 and 9 stay open.
     drawn = [ink > ndimage.gaussian_filter(ink, 8) + 0.03 for ink in inks]
     strokes: list[Array] = [skeletonize(ink) for ink in drawn]  # type: ignore[no-untyped-call]
-    plain_sevens = [_prune(strokes[seven], 11) for seven in np.flatnonzero(digits.labels == 7)]  # noqa: PLR2004
-    for seven in plain_sevens:
-        inks.append(ndimage.gaussian_filter(ndimage.binary_dilation(seven, iterations=4).astype(np.float32), 2.5))
-        strokes.append(seven)
+    twins = np.arange(len(strokes))
+    for seven in np.flatnonzero(digits.labels == 7):  # noqa: PLR2004
+        twins[seven] = len(strokes)
+        strokes.append(_prune(strokes[seven], 11))
+        inks.append(ndimage.gaussian_filter(ndimage.binary_dilation(strokes[-1], iterations=4).astype(np.float32), 2.5))
     pens = [1 - ndimage.distance_transform_edt(~stroke) / REACH for stroke in strokes]
     maps = np.array([inks, pens], dtype=np.float32).clip(0, 1)
     maps[:, :, [0, -1]] = maps[..., [0, -1]] = 0  # a point beyond the map is read from its edge
-    return maps, np.append(digits.labels, [7] * len(plain_sevens))
+    return maps, twins
 
 
 def _enlarge(ink: Array) -> Array:
@@ -220,12 +222,13 @@ def _light(dice: Dice, ink: Array, changed: Array, y: Array, x: Array) -> Array:
 
 def drawings(digits: Digits, spec: ImageInput, seed: int) -> Iterator[tuple[Array, Array]]:
     """Batches without end, [2 * BATCH, height, width, 1] and one-hot labels: both polarities of each drawing."""
-    maps, labels = ink_maps(digits)
-    targets = np.eye(10, dtype=np.float32)[labels]
+    maps, twins = ink_maps(digits)
+    targets = np.eye(10, dtype=np.float32)[digits.labels]
     random = np.random.default_rng(seed)
     while True:
-        for chosen in np.split(random.permutation(len(labels)), range(BATCH, len(labels), BATCH)):
-            pixels = draw(maps, chosen, spec, random)
+        for chosen in np.split(random.permutation(len(twins)), range(BATCH, len(twins), BATCH)):
+            drawn = np.where(random.random(len(chosen)) < TWINS, twins[chosen], chosen)
+            pixels = draw(maps, drawn, spec, random)
             yield network_input(np.concatenate([pixels, 255 - pixels]), spec), np.tile(targets[chosen], (2, 1))
 
 

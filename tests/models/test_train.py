@@ -133,23 +133,24 @@ def photographed(pages):
         yield ImageOps.invert(Image.fromarray((light.clip(0, 1) * 255).astype(np.uint8))), label
 
 
-# Every kind of picture, and the share that has to be read in either polarity.
+# Every kind of picture, and the share that has to be read in either polarity. Known not to be read: a 1 that stands on
+# a foot is a 2 to this network, and some printed 6 and 9 are a 0.
 KINDS = {
     "held out, 8x8": (held_out(8, 0), 0.985),
     "held out, 200x200": (held_out(200, 0), 0.985),
-    "held out, 200x200, margin of 10 %": (held_out(200, 0.1), 0.98),
-    "held out, 200x200, margin of 20 %": (held_out(200, 0.2), 0.98),
-    "held out, 200x200, margin of 30 %": (held_out(200, 0.3), 0.97),
-    "held out, 200x200, margin of 40 %": (held_out(200, 0.4), 0.96),
-    "held out, 200x200 of blocks": (held_out(200, 0, Image.Resampling.NEAREST), 0.97),
-    "held out, 200x200 of blocks, margin of 20 %": (held_out(200, 0.2, Image.Resampling.NEAREST), 0.97),
-    "held out, photographed": (photographed(held_out(200, 0.2)), 0.96),
-    "printed": (printed(), 0.8),
-    "thin lines": (drawn(0.04), 0.8),
-    "lines": (drawn(0.1), 0.8),
-    "thick lines": (drawn(0.18), 0.8),
-    "by hand": (drawn(0.08, jitter=0.04, count=10), 0.85),
-    "by hand, photographed": (photographed(drawn(0.1, jitter=0.04, count=10)), 0.85),
+    "held out, 200x200, margin of 10 %": (held_out(200, 0.1), 0.985),
+    "held out, 200x200, margin of 20 %": (held_out(200, 0.2), 0.985),
+    "held out, 200x200, margin of 30 %": (held_out(200, 0.3), 0.975),
+    "held out, 200x200, margin of 40 %": (held_out(200, 0.4), 0.97),
+    "held out, 200x200 of blocks": (held_out(200, 0, Image.Resampling.NEAREST), 0.975),
+    "held out, 200x200 of blocks, margin of 20 %": (held_out(200, 0.2, Image.Resampling.NEAREST), 0.975),
+    "held out, photographed": (photographed(held_out(200, 0.2)), 0.98),
+    "printed": (printed(), 0.9),
+    "thin lines": (drawn(0.04), 0.93),
+    "lines": (drawn(0.1), 0.93),
+    "thick lines": (drawn(0.18), 0.93),
+    "by hand": (drawn(0.08, jitter=0.04, count=10), 0.95),
+    "by hand, photographed": (photographed(drawn(0.1, jitter=0.04, count=10)), 0.95),
 }
 
 
