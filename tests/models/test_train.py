@@ -218,7 +218,8 @@ def test_the_committed_command_is_the_default():
 
 def parameters(file):
     """The arrays in a .keras file, each by its name: the rest of the file tells the time at which it was written."""
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     found = {}
     with zipfile.ZipFile(file) as archive, h5py.File(BytesIO(archive.read("model.weights.h5"))) as weights:
         weights.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
