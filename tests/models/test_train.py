@@ -20,6 +20,8 @@ from models import train
 from models.convert import SAMPLES
 from service.settings import DEFAULT_REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 VERSION = DEFAULT_REPOSITORY / "digits" / "1"
 
 # In a process of its own: TensorFlow is slow to import, and warns.
@@ -226,7 +228,6 @@ def parameters(file):
     return found
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tmp_path):
     settings = (DEFAULT_REPOSITORY / "digits" / "model.toml").read_text()
     made = []
