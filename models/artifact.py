@@ -29,7 +29,7 @@ WEIGHT_SUFFIXES: Mapping[str, Framework] = {
 }
 
 # With these, and the architecture's own file, a fingerprint changes.
-_CONVERTER = ("architecture.py", "artifact.py", "convert.py", "export.py", "inputs.py", "weights.py")
+_CONVERTER = ("architecture.py", "artifact.py", "convert.py", "export.py", "inputs.py", "parity.py", "weights.py")
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from models import catalog, weights
 from models.artifact import (
@@ -29,18 +29,13 @@ from models.artifact import (
     Artifact,
     ArtifactError,
     Manifest,
-    Parity,
-    Spec,
     converter_sources,
     fingerprint,
     published_manifest,
 )
-from models.inputs import Frozen, ImageInput
+from models.inputs import Frozen
 
 STEPS = ("build", "load", "export", "join", "compare", "publish")
-TOLERANCE = 1e-4  # of the largest output; sound conversions stay below 1e-5
-BATCHES = (1, 3)  # an export can freeze the batch at 1
-SAMPLES = Path(__file__).with_name("samples")
 PRODUCERS = {"torch": ("torch", "onnxscript", "onnx"), "keras": ("tensorflow", "keras", "tf2onnx", "onnx")}
 
 
@@ -94,7 +89,7 @@ class Conversion:
         return target
 
     def _convert(self, staging: Path, target: Path) -> None:
-        from models import export  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
+        from models import export, parity  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
 
         with self.step("build"):
             architecture = catalog.find(self.spec.architecture)
@@ -111,12 +106,12 @@ class Conversion:
             model = export.join(exported, self.spec)
             content = model.SerializeToString()
         with self.step("compare"):
-            parity = compare(network, content, self.spec)
+            agreement = parity.compare(network, content, self.spec)
         with self.step("publish"):
             manifest = Manifest(
                 fingerprint=self.artifact.fingerprint,
                 spec=self.spec,
-                parity=parity,
+                parity=agreement,
                 onnx_sha256=hashlib.sha256(content).hexdigest(),
                 onnx_bytes=len(content),
                 opset=next(opset.version for opset in model.opset_import if not opset.domain),
@@ -124,69 +119,6 @@ class Conversion:
                 seconds=self.seconds,
             )
             publish({ONNX_FILE: content, MANIFEST_FILE: manifest.model_dump_json(indent=2).encode()}, staging, target)
-
-
-def sample_items(spec: Spec) -> Any:
-    """Real photographs as the served graph takes them; for numbers, a seeded normal sample."""
-    import numpy as np  # noqa: PLC0415
-    from PIL import Image  # noqa: PLC0415
-
-    if not isinstance(spec.input, ImageInput):
-        return np.random.default_rng(0).normal(size=(8, *spec.input.shape)).astype(np.float32)
-    mode = "RGB" if spec.input.channels == 3 else "L"  # noqa: PLR2004
-    size = (spec.input.width, spec.input.height)
-    pictures = []
-    for path in sorted(SAMPLES.glob("*.[jp][pn]g")):
-        with Image.open(path) as picture:
-            pictures.append(np.asarray(picture.convert(mode).resize(size, Image.Resampling.BILINEAR)))
-    return np.stack(pictures).reshape(-1, *spec.input.shape)
-
-
-def compare(network: Any, content: bytes, spec: Spec) -> Parity:
-    """Runs the framework and ONNX Runtime on the same items. Raises ArtifactError where they disagree."""
-    import numpy as np  # noqa: PLC0415
-    import onnxruntime  # noqa: PLC0415
-
-    from models import export  # noqa: PLC0415
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    items = sample_items(spec)
-    batches = [items[start : start + size] for size in BATCHES for start in range(0, len(items) - size + 1, size)]
-    expected = np.concatenate(
-        [export.forward(network, spec.framework, export.network_input(spec, batch)) for batch in batches]
-    )
-    if expected.shape[1:] != (spec.num_classes,):
-        raise ArtifactError(
-            f"the network gives {expected.shape[1:]} for each item, not ({spec.num_classes},)",
-            "set num_classes in model.toml to what the weights were trained for",
-        )
-    feeds = [{session.get_inputs()[0].name: batch} for batch in batches]
-    found = {
-        name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
-        for name in (spec.output, "probabilities")
-    }
-    probabilities = _softmax(expected) if spec.output == "logits" else expected
-    parity = Parity(
-        relative_error=float(np.abs(found[spec.output] - expected).max() / np.abs(expected).max()),
-        probability_error=float(np.abs(found["probabilities"] - probabilities).max()),
-        top1_agreement=float((found["probabilities"].argmax(1) == probabilities.argmax(1)).mean()),
-        batches=BATCHES,
-        items=len(expected),
-    )
-    if not parity.relative_error <= TOLERANCE:  # so that NaN is refused too
-        raise ArtifactError(
-            f"ONNX Runtime disagrees with {spec.framework}: relative error {parity.relative_error:.2e}, "
-            f"allowed {TOLERANCE:.0e}",
-            "check the weights for NaN and infinity; if they are sound, report the architecture",
-        )
-    return parity
-
-
-def _softmax(logits: Any) -> Any:
-    import numpy as np  # noqa: PLC0415
-
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
 
 
 def publish(files: dict[str, bytes], staging: Path, target: Path) -> None:

@@ -25,10 +25,8 @@ def network_input(spec: Spec, items: Array) -> Array:
     """What the network itself takes, by plain arithmetic: the reference that the joined graph is held against."""
     if isinstance(spec.input, NumbersInput):
         return items.astype(np.float32)
-    pixels = items[..., ::-1] if spec.input.order == "bgr" else items
-    scaled = (pixels.astype(np.float64) * spec.input.scale - np.array(spec.input.mean)) / np.array(spec.input.std)
-    layout = scaled.transpose(0, 3, 1, 2) if spec.framework == "torch" else scaled
-    return np.ascontiguousarray(layout, dtype=np.float32)
+    scaled = spec.input.normalized(items)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)) if spec.framework == "torch" else scaled
 
 
 def forward(network: Any, framework: Framework, batch: Array) -> Array:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 
@@ -77,6 +79,11 @@ class ImageInput(Frozen):
     def shape(self) -> tuple[int, ...]:
         """One item as the served graph takes it: uint8 [height, width, channels]."""
         return (self.height, self.width, self.channels)
+
+    def normalized(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [N, height, width, channels] as the network was trained with them, float32 of the same shape."""
+        ordered = pixels[..., ::-1] if self.order == "bgr" else pixels
+        return ((ordered.astype(np.float64) * self.scale - self.mean) / self.std).astype(np.float32)
 
     @property
     def shorter_side(self) -> int:

@@ -75,11 +75,6 @@ def squeeze(page: Image.Image, spec: ImageInput) -> Array:
     return np.asarray(page.convert("L").resize((spec.width, spec.height), Image.Resampling.BILINEAR))
 
 
-def network_input(pixels: Array, spec: ImageInput) -> Array:
-    """uint8 [N, height, width] as the network takes it, float32 [N, height, width, 1]."""
-    return ((pixels[..., None] * spec.scale - spec.mean) / spec.std).astype(np.float32)
-
-
 # Augmentation: the same digits in another hand, on other paper, in another light.
 
 
@@ -229,7 +224,7 @@ def drawings(digits: Digits, spec: ImageInput, seed: int) -> Iterator[tuple[Arra
         for chosen in np.split(random.permutation(len(twins)), range(BATCH, len(twins), BATCH)):
             drawn = np.where(random.random(len(chosen)) < TWINS, twins[chosen], chosen)
             pixels = draw(maps, drawn, spec, random)
-            yield network_input(np.concatenate([pixels, 255 - pixels]), spec), np.tile(targets[chosen], (2, 1))
+            yield spec.normalized(np.concatenate([pixels, 255 - pixels])[..., None]), np.tile(targets[chosen], (2, 1))
 
 
 # Fit, evaluate, save.
@@ -259,10 +254,10 @@ def evaluate(network: Any, digits: Digits, spec: ImageInput) -> dict[str, dict[s
     }
     figures = {}
     for name, pages in pictures.items():
-        pixels = np.stack([squeeze(page, spec) for page in pages])
+        pixels = np.stack([squeeze(page, spec) for page in pages])[..., None]
         figures[name] = {
-            "white_on_black": accuracy(network, network_input(pixels, spec), digits.labels),
-            "black_on_white": accuracy(network, network_input(255 - pixels, spec), digits.labels),
+            "white_on_black": accuracy(network, spec.normalized(pixels), digits.labels),
+            "black_on_white": accuracy(network, spec.normalized(255 - pixels), digits.labels),
         }
     return figures
 

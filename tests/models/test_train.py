@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from models import train
-from models.convert import SAMPLES
+from models.parity import SAMPLES
 from service.settings import DEFAULT_REPOSITORY
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,73 @@
+"""Whether ONNX Runtime answers as the framework does, on the same items."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import Image
+
+from models import export
+from models.artifact import ArtifactError, Parity, Spec
+from models.inputs import ImageInput
+
+Array = NDArray[Any]
+
+TOLERANCE = 1e-4  # of the largest output; sound conversions stay below 1e-5
+BATCHES = (1, 3)  # an export can freeze the batch at 1
+SAMPLES = Path(__file__).with_name("samples")
+
+
+def sample_items(spec: Spec) -> Array:
+    """Real photographs as the served graph takes them; for numbers, a seeded normal sample."""
+    if not isinstance(spec.input, ImageInput):
+        return np.random.default_rng(0).normal(size=(8, *spec.input.shape)).astype(np.float32)
+    mode = "RGB" if spec.input.channels == 3 else "L"  # noqa: PLR2004
+    size = (spec.input.width, spec.input.height)
+    pictures = []
+    for path in sorted(SAMPLES.glob("*.[jp][pn]g")):
+        with Image.open(path) as picture:
+            pictures.append(np.asarray(picture.convert(mode).resize(size, Image.Resampling.BILINEAR)))
+    return np.stack(pictures).reshape(-1, *spec.input.shape)
+
+
+def compare(network: Any, content: bytes, spec: Spec) -> Parity:
+    """Runs the framework and ONNX Runtime on the same items. Raises ArtifactError where they disagree."""
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    items = sample_items(spec)
+    batches = [items[start : start + size] for size in BATCHES for start in range(0, len(items) - size + 1, size)]
+    expected = np.concatenate(
+        [export.forward(network, spec.framework, export.network_input(spec, batch)) for batch in batches]
+    )
+    if expected.shape[1:] != (spec.num_classes,):
+        raise ArtifactError(
+            f"the network gives {expected.shape[1:]} for each item, not ({spec.num_classes},)",
+            "set num_classes in model.toml to what the weights were trained for",
+        )
+    feeds = [{session.get_inputs()[0].name: batch} for batch in batches]
+    found = {
+        name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
+        for name in (spec.output, "probabilities")
+    }
+    probabilities = _softmax(expected) if spec.output == "logits" else expected
+    parity = Parity(
+        relative_error=float(np.abs(found[spec.output] - expected).max() / np.abs(expected).max()),
+        probability_error=float(np.abs(found["probabilities"] - probabilities).max()),
+        top1_agreement=float((found["probabilities"].argmax(1) == probabilities.argmax(1)).mean()),
+        batches=BATCHES,
+        items=len(expected),
+    )
+    if not parity.relative_error <= TOLERANCE:  # so that NaN is refused too
+        raise ArtifactError(
+            f"ONNX Runtime disagrees with {spec.framework}: relative error {parity.relative_error:.2e}, "
+            f"allowed {TOLERANCE:.0e}",
+            "check the weights for NaN and infinity; if they are sound, report the architecture",
+        )
+    return parity
+
+
+def _softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: Array = powers / powers.sum(-1, keepdims=True)
+    return shares
