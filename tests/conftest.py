@@ -1,12 +1,61 @@
-"""What every test gets."""
+"""What every test gets: tiny real models, and applications and servers around them."""
 
-import os
+from contextlib import contextmanager
 
 import pytest
+from fastapi.testclient import TestClient
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+from service.app import create_app
+from service.settings import Settings
+from tests.models.published import publish_numbers, publish_softmax
+from tests.servers import ServerProcess, until
 
 
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Two published models: `colour` takes images, `largest` takes three numbers."""
+    publish_softmax(tmp_path / "repository" / "colour")
+    publish_numbers(tmp_path / "repository" / "largest")
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def application(repository, tmp_path):
+    """Makes clients of applications with other settings; each is ready, unless told not to wait."""
+
+    @contextmanager
+    def make(*, wait=True, **settings):
+        app = create_app(Settings(repository=repository, cache=tmp_path / "cache", provider="cpu", **settings))
+        with TestClient(app) as client:
+            if wait:
+                until(lambda: client.get("/health/ready").status_code == 200)
+            yield client
+
+    return make
+
+
+@pytest.fixture
+def client(application):
+    with application() as client:
+        yield client
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Starts servers, and sees that none outlives the test."""
+    started = []
+
+    def start(**settings):
+        server = ServerProcess(tmp_path / "server.log", cache=settings.pop("cache", tmp_path / "cache"), **settings)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.process.kill()
+        server.process.wait()

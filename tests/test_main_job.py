@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.convert import STEPS
 from tests import images
-from tests.service.conftest import ServerProcess, until
+from tests.servers import ServerProcess, until
 from tests.service.test_routes import JPEG, error_of, total
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

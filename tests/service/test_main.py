@@ -156,7 +156,7 @@ def test_convert_publishes_a_repository_that_serves_without_a_framework(tmp_path
 
 def test_a_server_that_does_not_convert_says_where_to(serve, tmp_path):
     server = serve(repository=DEFAULT_REPOSITORY, convert="false")
-    from tests.service.conftest import until
+    from tests.servers import until
 
     until(lambda: "convert it where PyTorch or Keras is installed" in server.log())
     assert server.get("/health/ready").status_code == 503

@@ -15,7 +15,7 @@ from service.preprocess import DecodePool
 from service.registry import Registry
 from service.settings import Settings
 from tests.models.published import publish_numbers, publish_softmax
-from tests.service.conftest import until
+from tests.servers import until
 from tests.service.test_routes import picture
 
 pytestmark = pytest.mark.anyio

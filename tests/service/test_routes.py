@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from service import errors, metrics
-from tests.service.conftest import until
+from tests.servers import until
 
 JPEG = {"Content-Type": "image/jpeg"}
 FORM = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n'

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.service.conftest import until
+from tests.servers import until
 from tests.service.test_routes import JPEG, error_of, picture, total
 
 pytestmark = pytest.mark.anyio
