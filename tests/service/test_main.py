@@ -40,6 +40,7 @@ def test_predict_needs_no_server(photo, repository, tmp_path):
     assert [line.split()[1] for line in result.output.splitlines()] == ["red", "green"]
 
 
+@pytest.mark.slow
 def test_predict_asks_a_server(photo, repository, serve):
     server = serve(repository=repository).wait_ready()
     result = run("predict", photo, "--model", "colour", "--url", server.url)
@@ -95,6 +96,7 @@ def test_check_names_every_problem(repository, tmp_path):
     assert "empty" in run("check", "--repository", tmp_path / "bare").stderr
 
 
+@pytest.mark.slow
 def test_models_lists_states_of_a_repository_and_of_a_server(repository, serve, tmp_path):
     result = run("models", "--repository", repository, "--cache", tmp_path)
     assert [line.split()[:3] for line in result.output.splitlines()[1:]] == [
@@ -154,6 +156,7 @@ def test_convert_publishes_a_repository_that_serves_without_a_framework(tmp_path
     assert server.get("/models/iris/labels").json()["labels"] == ["setosa", "versicolor", "virginica"]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_convert_says_where_to(serve, tmp_path):
     server = serve(repository=DEFAULT_REPOSITORY, convert="false")
     from tests.servers import until

@@ -14,7 +14,7 @@ import pytest
 from tests.servers import until
 from tests.service.test_routes import JPEG, error_of, picture, total
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 FRAMEWORKS = {"torch", "torchvision", "tensorflow", "keras", "tf2onnx", "onnx"}
 
