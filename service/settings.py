@@ -1,6 +1,7 @@
 """Every setting: one frozen value, read from the environment once."""
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,6 +14,10 @@ MIB = 1024 * 1024
 Delay = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Timeout = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
+# Kubernetes describes a service called menagerie in variables of its own: MENAGERIE_SERVICE_HOST, MENAGERIE_PORT=tcp://...
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_|_PORT$")
+
+DEFAULT_PORT = 8000
 DEFAULT_REPOSITORY = Path(__file__).parent.parent / "models" / "repository"
 
 
@@ -35,7 +40,7 @@ class Settings(BaseSettings):
 
     # Where.
     host: str = Field("127.0.0.1", description="Address to listen on")
-    port: NonNegativeInt = Field(8000, le=65535, description="Port to listen on; 0 takes a free one")
+    port: NonNegativeInt = Field(DEFAULT_PORT, le=65535, description="Port to listen on; 0 takes a free one")
 
     # The engine.
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
@@ -80,6 +85,11 @@ class Settings(BaseSettings):
     def _at_home(cls, path: Path) -> Path:
         return path.expanduser()
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _unlinked(cls, value: object) -> object:
+        return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -93,7 +103,8 @@ class Settings(BaseSettings):
             if getattr(self, bound) < self.max_images_per_request:
                 raise ValueError(f"{bound} is less than max_images_per_request: a full request could not be served")
         known = {PREFIX + name.upper() for name in type(self).model_fields}
-        if unknown := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
+        given = (name for name in os.environ if name.startswith(PREFIX) and not _SERVICE_LINK.search(name))
+        if unknown := sorted(name for name in given if name not in known):
             near = get_close_matches(unknown[0], known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"there is no setting {unknown[0]}{hint}")

@@ -27,6 +27,20 @@ def test_a_misspelt_variable_is_refused_with_the_nearest(monkeypatch):
         Settings()
 
 
+def test_what_kubernetes_says_of_a_service_of_that_name_is_no_setting(monkeypatch):
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT_HTTP": "80",
+        "PORT": "tcp://10.0.0.1:80",
+        "PORT_80_TCP_ADDR": "10.0.0.1",
+        "PROMETHEUS_PORT": "tcp://10.0.0.2:9090",
+    }.items():
+        monkeypatch.setenv(f"MENAGERIE_{name}", value)
+    assert Settings().port == 8000
+    monkeypatch.setenv("MENAGERIE_PORT", "9000")
+    assert Settings().port == 9000
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
