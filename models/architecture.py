@@ -7,7 +7,6 @@ from typing import Any, Literal
 from models.inputs import Input
 
 Framework = Literal["torch", "keras"]
-FRAMEWORKS: tuple[Framework, ...] = ("torch", "keras")
 
 Builder = Callable[..., Any]
 """`builder(num_classes=...)` returns the framework's own network: a torch.nn.Module or a keras.Model."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
@@ -10,7 +10,6 @@ from starlette.requests import ClientDisconnect
 
 from service import metrics
 from service.body import BodyReader
-from service.errors import ServiceError
 from service.lifecycle import Lifecycle
 from service.middleware import RequestFacts
 from service.registry import Registry
@@ -23,7 +22,7 @@ from service.schemas import (
     PredictAnswer,
     ReadyAnswer,
 )
-from service.servable import Item, Outcome, Servable
+from service.servable import Outcome
 from service.settings import Settings
 
 STUCK_SECONDS = 120.0  # an engine call this long is no call any more
@@ -83,7 +82,7 @@ async def predict(
             with registry.lease(model, version) as servable:
                 facts.version = str(servable.version)
                 deadline = time.monotonic() + settings.request_timeout_seconds
-                outcome = await _unless_gone(request, _predict(servable, items, top_k, deadline))
+                outcome = await _unless_gone(request, servable.predict(items, top_k, deadline))
                 facts.outcome = outcome.worst_code
                 answer = PredictAnswer.of(servable, outcome)
     except ClientDisconnect:
@@ -94,15 +93,6 @@ async def predict(
         media_type="application/json",
         headers={"Server-Timing": _server_timing(outcome)},
     )
-
-
-async def _predict(servable: Servable, items: Sequence[Item | ServiceError], top_k: int, deadline: float) -> Outcome:
-    """Predicts the items that are sound; the others keep their errors, in their places."""
-    sound = [item for item in items if not isinstance(item, ServiceError)]
-    outcome = await servable.predict(sound, top_k, deadline)
-    answers = iter(outcome.results)
-    results = [item if isinstance(item, ServiceError) else next(answers) for item in items]
-    return Outcome(results, outcome.decode_seconds, outcome.queue_seconds, outcome.inference_seconds)
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

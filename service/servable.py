@@ -89,9 +89,10 @@ class Servable:
         await self.batcher.close()
         await asyncio.to_thread(self._engine.close)
 
-    async def predict(self, items: Sequence[Item], top_k: int, deadline: float) -> Outcome:
+    async def predict(self, items: Sequence[Item | ServiceError], top_k: int, deadline: float) -> Outcome:
         """The best `top_k` classes of each item, in order; an item that cannot be used fails alone.
 
+        An item that is an error already, from reading the request, keeps its place in the answer.
         `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady, DeviceLost and
         DeadlinePassed, which befall the request as a whole.
         """
@@ -125,7 +126,7 @@ class Servable:
             outcome if isinstance(outcome, ServiceError) else top_classes(outcome.row, self.manifest.spec.labels, top_k)
         )
 
-    async def _prepare(self, items: Sequence[Item]) -> list[Array | ServiceError]:
+    async def _prepare(self, items: Sequence[Item | ServiceError]) -> list[Array | ServiceError]:
         spec = self.manifest.spec.input
         if isinstance(spec, NumbersInput):
             return [_numbers(item, spec) for item in items]
@@ -138,7 +139,9 @@ class Servable:
             for each in decoding:  # where one item has no place, the others are not decoded for nobody
                 each.cancel()
 
-    async def _decode(self, item: Item, spec: ImageInput) -> Array | ServiceError:
+    async def _decode(self, item: Item | ServiceError, spec: ImageInput) -> Array | ServiceError:
+        if isinstance(item, ServiceError):
+            return item
         if not isinstance(item, bytes):
             return InvalidInput(f"{self.name} takes images, not numbers")
         started = time.monotonic()
@@ -152,7 +155,9 @@ class Servable:
             self.metrics.decode_seconds.observe(time.monotonic() - started)
 
 
-def _numbers(item: Item, spec: NumbersInput) -> Array | InvalidInput:
+def _numbers(item: Item | ServiceError, spec: NumbersInput) -> Array | ServiceError:
+    if isinstance(item, ServiceError):
+        return item
     if isinstance(item, bytes):
         return InvalidInput("the model takes numbers, not an image", cure='send JSON: {"instances": [[5.1, 3.5]]}')
     if item.shape != spec.shape:
