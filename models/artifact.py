@@ -10,9 +10,9 @@ from importlib import util
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
 
-from models.architecture import Architecture, Framework
+from models.architecture import Architecture, Framework, Output, outputs_of
 from models.inputs import Frozen, Input, expand
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -29,7 +29,16 @@ WEIGHT_SUFFIXES: Mapping[str, Framework] = {
 }
 
 # With these, and the architecture's own file, a fingerprint changes.
-_CONVERTER = ("architecture.py", "artifact.py", "convert.py", "export.py", "inputs.py", "parity.py", "weights.py")
+_CONVERTER = (
+    "architecture.py",
+    "artifact.py",
+    "convert.py",
+    "export.py",
+    "inputs.py",
+    "parity.py",
+    "weights.py",
+    "zoo/pieces.py",
+)
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")
 
 
@@ -60,7 +69,7 @@ class ModelConfig(Frozen):
     """Default: as many as there are labels, else as the architecture has."""
     labels: str | tuple[str, ...] | None = None
     """The labels themselves, or the name of a built-in list (imagenet). Default: the lines of labels.txt."""
-    output: Literal["logits", "probabilities"] | None = None
+    output: Output | None = None
     """What the network gives. Default: as the architecture says."""
     input: dict[str, Any] = Field(default_factory=dict)
     """Settings that differ from the architecture's own input."""
@@ -90,14 +99,21 @@ class Spec(Frozen):
     framework: Framework
     num_classes: PositiveInt
     input: Input
-    output: Literal["logits", "probabilities"]
+    output: Output
     labels: tuple[str, ...]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(self.labels) != self.num_classes:
             raise ValueError(f"there are {len(self.labels)} labels for {self.num_classes} classes")
+        if self.outputs == 1 and self.num_classes != 2:  # noqa: PLR2004
+            raise ValueError(f"one {self.output} tells two classes apart, and there are {self.num_classes}")
         return self
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network gives for an item."""
+        return outputs_of(self.output, self.num_classes)
 
 
 class Artifact(Frozen):
@@ -164,13 +180,20 @@ def resolve(config: ModelConfig, architecture: Architecture, directory: Path, la
         architecture=architecture.name,
         framework=framework,
         num_classes=num_classes,
-        input=type(architecture.input).model_validate(architecture.input.model_dump() | config.input),
+        input=_input(architecture.input, config.input),
         output=config.output or architecture.output,
         labels=labels or tuple(str(index) for index in range(num_classes)),
     )
     return Artifact(
         spec=spec, weights=weights, fingerprint=fingerprint(spec, weights, converter_sources(architecture, framework))
     )
+
+
+def _input(default: Input, changes: Mapping[str, Any]) -> Input:
+    """The architecture's input with these changes; one of another kind is not built on it. Raises ValidationError."""
+    same_kind = changes.get("kind", default.kind) == default.kind
+    found: Input = TypeAdapter(Input).validate_python({**(default.model_dump() if same_kind else {}), **changes})
+    return found
 
 
 def find_weights(config: ModelConfig, directory: Path) -> Path:
@@ -239,7 +262,7 @@ def converter_sources(architecture: Architecture, framework: Framework) -> list[
     """The code that turns this architecture's weights into ONNX: when it changes, so does the fingerprint."""
     family = architecture.builders[framework].__code__.co_filename
     here = Path(__file__)
-    return [Path(family), *(here.with_name(name) for name in _CONVERTER)]
+    return [Path(family), *(here.parent / name for name in _CONVERTER)]
 
 
 def fingerprint(spec: Spec, weights: Path, sources: Iterable[Path]) -> str:

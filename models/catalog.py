@@ -4,9 +4,21 @@ from difflib import get_close_matches
 
 from models.architecture import Architecture
 from models.artifact import ArtifactError
-from models.zoo import efficientnet_lite, lenet, mlp
+from models.zoo import (
+    alexnet,
+    convnet,
+    densenet,
+    efficientnet_lite,
+    googlenet,
+    lenet,
+    mlp,
+    nin,
+    recurrent,
+    resnet,
+    vgg,
+)
 
-FAMILIES = (efficientnet_lite, lenet, mlp)
+FAMILIES = (lenet, alexnet, vgg, nin, googlenet, resnet, densenet, efficientnet_lite, convnet, mlp, recurrent)
 
 CATALOG: dict[str, Architecture] = {
     architecture.name: architecture for family in FAMILIES for architecture in family.ARCHITECTURES

@@ -20,15 +20,17 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from models import catalog, weights
+from models.architecture import Architecture
 from models.artifact import (
     MANIFEST_FILE,
     ONNX_FILE,
     Artifact,
     ArtifactError,
     Manifest,
+    Spec,
     converter_sources,
     fingerprint,
     published_manifest,
@@ -93,7 +95,7 @@ class Conversion:
 
         with self.step("build"):
             architecture = catalog.find(self.spec.architecture)
-            network = architecture.builders[self.spec.framework](num_classes=self.spec.num_classes)
+            network = build(architecture, self.spec)
         with self.step("load"):
             weights.load(network, self.spec.framework, self.artifact.weights)
             if fingerprint(self.spec, self.artifact.weights, converter_sources(architecture, self.spec.framework)) != (
@@ -119,6 +121,18 @@ class Conversion:
                 seconds=self.seconds,
             )
             publish({ONNX_FILE: content, MANIFEST_FILE: manifest.model_dump_json(indent=2).encode()}, staging, target)
+
+
+def build(architecture: Architecture, spec: Spec) -> Any:
+    """The network, untrained. Raises ArtifactError where it cannot be built for this input."""
+    try:
+        return architecture.build(spec.framework, spec.input.shape, spec.outputs)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(
+            f"{architecture.name} cannot be built for an input of {spec.input.shape}: {reason}",
+            f"correct [input] in model.toml; by default the network takes {architecture.input.shape}",
+        ) from error
 
 
 def publish(files: dict[str, bytes], staging: Path, target: Path) -> None:

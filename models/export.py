@@ -1,7 +1,7 @@
 """A network -> ONNX, with the artifact's preprocessing and softmax joined on.
 
 The served graph takes `pixels`, uint8 [N, height, width, channels] (or `numbers`, float32 [N, ...]), and gives
-`probabilities`, float32 [N, classes]; where the network gives logits, these are an output too, for comparison.
+`probabilities`, float32 [N, classes]; what the network itself gives is an output too, for comparison.
 """
 
 import tempfile
@@ -75,29 +75,35 @@ def join(network: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
     network = onnx.compose.add_prefix(network, _PREFIX)
     (source,), (result,) = network.graph.input, network.graph.output
     nodes, constants, pixels = _preprocessing(spec, source.name)
-    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", spec.num_classes])
-    outputs = [probabilities]
-    if spec.output == "logits":
-        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", spec.num_classes])
-        outputs.append(logits)
-        tail = [
-            helper.make_node("Identity", [result.name], ["logits"]),
-            helper.make_node("Softmax", [result.name], ["probabilities"], axis=-1),
-        ]
-    else:
-        tail = [helper.make_node("Identity", [result.name], ["probabilities"])]
+    tail, more = _probabilities(spec)
+    widths = {"probabilities": spec.num_classes, spec.output: spec.outputs}
     graph = helper.make_graph(
-        [*nodes, *network.graph.node, *tail],
+        [*nodes, *network.graph.node, helper.make_node("Identity", [result.name], [spec.output]), *tail],
         "menagerie",
         [pixels],
-        outputs,
-        [*constants, *network.graph.initializer],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name, width in widths.items()],
+        [*constants, *more, *network.graph.initializer],
     )
     model = helper.make_model(
         graph, opset_imports=network.opset_import, functions=network.functions, ir_version=network.ir_version
     )
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _probabilities(spec: Spec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Nodes and constants from what the network gives, called as `spec.output`, to one probability for each class."""
+    if spec.output == "probabilities":
+        return [], []
+    if spec.output == "logits":
+        return [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1)], []
+    nodes = [
+        helper.make_node("Sub", ["one", "probability"], ["other"]),
+        helper.make_node("Concat", ["other", "probability"], ["probabilities"], axis=-1),
+    ]
+    if spec.output == "logit":
+        nodes.insert(0, helper.make_node("Sigmoid", ["logit"], ["probability"]))
+    return nodes, [numpy_helper.from_array(np.ones(1, np.float32), "one")]
 
 
 def _preprocessing(spec: Spec, target: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], onnx.ValueInfoProto]:

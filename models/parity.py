@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import export
+from models.architecture import Output
 from models.artifact import ArtifactError, Parity, Spec
 from models.inputs import ImageInput
 
@@ -40,17 +41,17 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
     expected = np.concatenate(
         [export.forward(network, spec.framework, export.network_input(spec, batch)) for batch in batches]
     )
-    if expected.shape[1:] != (spec.num_classes,):
+    if expected.shape[1:] != (spec.outputs,):
         raise ArtifactError(
-            f"the network gives {expected.shape[1:]} for each item, not ({spec.num_classes},)",
-            "set num_classes in model.toml to what the weights were trained for",
+            f"the network gives {expected.shape[1:]} for each item, not ({spec.outputs},)",
+            "set num_classes and output in model.toml to what the weights were trained for",
         )
     feeds = [{session.get_inputs()[0].name: batch} for batch in batches]
     found = {
         name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
         for name in (spec.output, "probabilities")
     }
-    probabilities = _softmax(expected) if spec.output == "logits" else expected
+    probabilities = probabilities_of(expected, spec.output)
     parity = Parity(
         relative_error=float(np.abs(found[spec.output] - expected).max() / np.abs(expected).max()),
         probability_error=float(np.abs(found["probabilities"] - probabilities).max()),
@@ -67,7 +68,13 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
     return parity
 
 
-def _softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    shares: Array = powers / powers.sum(-1, keepdims=True)
-    return shares
+def probabilities_of(given: Array, output: Output) -> Array:
+    """One probability for each class, [N, classes], by plain arithmetic from what the network gives."""
+    if output == "probabilities":
+        return given
+    if output == "logits":
+        powers = np.exp(given - given.max(-1, keepdims=True))
+        shares: Array = powers / powers.sum(-1, keepdims=True)
+        return shares
+    second = 1 / (1 + np.exp(-given)) if output == "logit" else given
+    return np.concatenate([1 - second, second], axis=-1)

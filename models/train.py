@@ -278,7 +278,7 @@ def train_digits(output: Path, *, command: str, epochs: int, seed: int) -> None:
     architecture = catalog.find("lenet5")
     # -1..1: to change the polarity is to change the sign.
     spec = ImageInput.model_validate(architecture.input.model_dump() | NORMALIZATIONS["tf"])
-    network, uncompiled = (architecture.builders["keras"](num_classes=10) for _ in range(2))
+    network, uncompiled = (architecture.build("keras") for _ in range(2))
     train, held_out = load_digits()
     fit(network, train, spec, epochs=epochs, seed=seed)
     report = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from models.architecture import Architecture
 from models.inputs import NORMALIZATIONS, ImageInput
+from models.zoo.pieces import same_conv2d
 
 # Table 1 of the paper: blocks, kernel, stride of the first block, expansion, channels out.
 STAGES = (
@@ -34,24 +35,14 @@ def blocks() -> Iterator[tuple[int, int, int, int, int]]:
             channels = width
 
 
-def torch_efficientnet_lite0(num_classes: int = 1000) -> Any:
-    """Takes [N, 3, 224, 224], gives logits [N, num_classes]."""
+def torch_efficientnet_lite0(shape: tuple[int, ...], num_classes: int) -> Any:
+    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
     import torch
     from torch import nn
     from torch.nn import functional as F
 
     def norm(channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels, eps=EPSILON)
-
-    class SameConv2d(nn.Conv2d):
-        """TensorFlow's "same" padding, which puts the odd pixel at the bottom right."""
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            (kernel, stride), padding = (self.kernel_size[0], self.stride[0]), []
-            for size in (x.shape[-1], x.shape[-2]):
-                total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-                padding += [total // 2, total - total // 2]
-            return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, groups=self.groups)
 
     class Block(nn.Module):
         """Inverted residual: expand 1x1, depthwise, project 1x1."""
@@ -62,7 +53,7 @@ def torch_efficientnet_lite0(num_classes: int = 1000) -> Any:
             if expansion > 1:
                 self._expand_conv = nn.Conv2d(channels, wide, 1, bias=False)
                 self._bn0 = norm(wide)
-            self._depthwise_conv = SameConv2d(wide, wide, kernel, stride, groups=wide, bias=False)
+            self._depthwise_conv = same_conv2d(wide, wide, kernel, stride, groups=wide, bias=False)
             self._bn1 = norm(wide)
             self._project_conv = nn.Conv2d(wide, width, 1, bias=False)
             self._bn2 = norm(width)
@@ -77,7 +68,7 @@ def torch_efficientnet_lite0(num_classes: int = 1000) -> Any:
     class EfficientNetLite(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self._conv_stem = SameConv2d(3, STEM, 3, 2, bias=False)
+            self._conv_stem = same_conv2d(shape[-1], STEM, 3, 2, bias=False)
             self._bn0 = norm(STEM)
             self._blocks = nn.ModuleList(Block(*block) for block in blocks())
             self._conv_head = nn.Conv2d(STAGES[-1][-1], HEAD, 1, bias=False)
@@ -95,6 +86,40 @@ def torch_efficientnet_lite0(num_classes: int = 1000) -> Any:
     return EfficientNetLite()
 
 
+def keras_efficientnet_lite0(shape: tuple[int, ...], num_classes: int) -> Any:
+    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    from keras import Model, layers
+
+    def convolution(x: Any, width: int, name: str, kernel: int = 1, stride: int = 1) -> Any:
+        return layers.Conv2D(width, kernel, stride, padding="same", use_bias=False, name=name)(x)
+
+    def depthwise(x: Any, name: str, kernel: int, stride: int) -> Any:
+        return layers.DepthwiseConv2D(kernel, stride, padding="same", use_bias=False, name=name)(x)
+
+    def norm(x: Any, name: str) -> Any:
+        return layers.BatchNormalization(epsilon=EPSILON, name=name)(x)
+
+    def relu6(x: Any) -> Any:
+        return layers.ReLU(max_value=6)(x)
+
+    def block(x: Any, name: str, channels: int, kernel: int, stride: int, expansion: int, width: int) -> Any:
+        """Inverted residual: expand 1x1, depthwise, project 1x1."""
+        y = x
+        if expansion > 1:
+            y = relu6(norm(convolution(y, channels * expansion, f"{name}._expand_conv"), f"{name}._bn0"))
+        y = relu6(norm(depthwise(y, f"{name}._depthwise_conv", kernel, stride), f"{name}._bn1"))
+        y = norm(convolution(y, width, f"{name}._project_conv"), f"{name}._bn2")
+        return layers.Add()([x, y]) if stride == 1 and channels == width else y
+
+    pixels = layers.Input(shape)
+    x = relu6(norm(convolution(pixels, STEM, "_conv_stem", 3, 2), "_bn0"))
+    for index, each in enumerate(blocks()):
+        x = block(x, f"_blocks.{index}", *each)
+    x = relu6(norm(convolution(x, HEAD, "_conv_head"), "_bn1"))
+    x = layers.Dropout(DROPOUT)(layers.GlobalAveragePooling2D()(x))
+    return Model(pixels, layers.Dense(num_classes, name="_fc")(x))
+
+
 ARCHITECTURES = (
     Architecture(
         name="efficientnet_lite0",
@@ -102,6 +127,7 @@ ARCHITECTURES = (
         input=ImageInput(height=224, width=224, **NORMALIZATIONS["lite"]),
         num_classes=1000,
         parameters=4_652_008,
-        builders={"torch": torch_efficientnet_lite0},
+        statistics=42_016,
+        builders={"torch": torch_efficientnet_lite0, "keras": keras_efficientnet_lite0},
     ),
 )

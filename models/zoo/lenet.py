@@ -8,36 +8,36 @@ from typing import Any
 
 from models.architecture import Architecture
 from models.inputs import ImageInput
+from models.zoo.pieces import count_features
 
 # Section II.B: channels of C1 and C3 (5x5 each), then the widths of C5 and F6.
 CONVOLUTIONS = (6, 16)
 DENSE = (120, 84)
-SIZE = 32
 
 
-def torch_lenet5(num_classes: int = 10) -> Any:
-    """Takes [N, 1, 32, 32], gives logits [N, num_classes]."""
+def torch_lenet5(shape: tuple[int, ...], num_classes: int) -> Any:
+    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
     from torch import nn
 
     net: list[nn.Module] = []
-    channels, size = 1, SIZE
+    channels = shape[-1]
     for width in CONVOLUTIONS:
         net += [nn.Conv2d(channels, width, kernel_size=5), nn.ReLU(), nn.AvgPool2d(2)]
-        channels, size = width, (size - 4) // 2
+        channels = width
+    channels = count_features(net, shape)
     net.append(nn.Flatten())
-    features = channels * size * size
     for width in DENSE:
-        net += [nn.Linear(features, width), nn.ReLU()]
-        features = width
-    net.append(nn.Linear(features, num_classes))
+        net += [nn.Linear(channels, width), nn.ReLU()]
+        channels = width
+    net.append(nn.Linear(channels, num_classes))
     return nn.Sequential(*net)
 
 
-def keras_lenet5(num_classes: int = 10) -> Any:
-    """Takes [N, 32, 32, 1], gives logits [N, num_classes]."""
+def keras_lenet5(shape: tuple[int, ...], num_classes: int) -> Any:
+    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
     from keras import Sequential, layers
 
-    net: list[layers.Layer] = [layers.Input((SIZE, SIZE, 1))]
+    net: list[layers.Layer] = [layers.Input(shape)]
     for width in CONVOLUTIONS:
         net += [layers.Conv2D(width, 5, activation="relu"), layers.AveragePooling2D(2)]
     net.append(layers.Flatten())
@@ -50,7 +50,7 @@ ARCHITECTURES = (
     Architecture(
         name="lenet5",
         paper="LeCun et al., 1998, doi:10.1109/5.726791",
-        input=ImageInput(height=SIZE, width=SIZE, channels=1, resize="stretch"),
+        input=ImageInput(height=32, width=32, channels=1, resize="stretch"),
         num_classes=10,
         parameters=61_706,
         builders={"torch": torch_lenet5, "keras": keras_lenet5},

@@ -32,7 +32,7 @@ def probabilities():
     """Of what is really on each photograph, under each normalisation: {photograph: (torch's, lite's)}."""
     artifact = Repository(DEFAULT_REPOSITORY).resolve("efficientnet_lite0", 1).source
     spec = artifact.spec
-    network = catalog.find(spec.architecture).builders["torch"](num_classes=spec.num_classes)
+    network = catalog.find(spec.architecture).build("torch", spec.input.shape, spec.outputs)
     weights.load(network, "torch", artifact.weights)
     fit = torch.nn.Sequential(Resize(256, InterpolationMode.BILINEAR), CenterCrop(224))
     found = {}

@@ -35,7 +35,7 @@ from models.export import forward, network_input
 from service.repository import Repository
 artifact = Repository(Path(sys.argv[1])).resolve("digits", 1).source
 spec = artifact.spec
-network = catalog.find(spec.architecture).builders["keras"](num_classes=spec.num_classes)
+network = catalog.find(spec.architecture).build("keras", spec.input.shape, spec.outputs)
 weights.load(network, "keras", artifact.weights)
 np.save(sys.argv[3], forward(network, "keras", network_input(spec, np.load(sys.argv[2]))).argmax(axis=1))
 """

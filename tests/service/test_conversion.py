@@ -209,7 +209,7 @@ async def test_weights_that_are_not_finite_are_refused(artifact, converter, tmp_
 
     from models.catalog import CATALOG
 
-    network = CATALOG["mlp_iris"].builders["torch"]()
+    network = CATALOG["mlp_iris"].build("torch")
     torch.nn.init.constant_(network[0].weight, float("nan"))
     torch.save(network.state_dict(), tmp_path / "nan.pth")
     with pytest.raises(ConversionError, match="compare: ONNX Runtime disagrees with torch") as caught:
