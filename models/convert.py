@@ -9,6 +9,7 @@ It reads a Job on standard input and writes lines of JSON to standard output: `{
 import contextlib
 import ctypes
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -103,10 +104,13 @@ class Conversion:
             ):
                 raise ArtifactError("the weights changed while they were read", "write them once, then load them again")
         with self.step("export"):
-            exported = export.export(network, self.spec)
+            graph = export.export(network, self.spec)
         with self.step("join"):
-            model = export.join(exported, self.spec)
-            content = model.SerializeToString()
+            graph = export.join(graph, self.spec)
+            opset = next(opset.version for opset in graph.opset_import if not opset.domain)
+            content = graph.SerializeToString()
+        del graph  # a copy of the weights, while ONNX Runtime makes two
+        gc.collect()
         with self.step("compare"):
             agreement = parity.compare(network, content, self.spec)
         with self.step("publish"):
@@ -116,7 +120,7 @@ class Conversion:
                 parity=agreement,
                 onnx_sha256=hashlib.sha256(content).hexdigest(),
                 onnx_bytes=len(content),
-                opset=next(opset.version for opset in model.opset_import if not opset.domain),
+                opset=opset,
                 producers={name: metadata.version(name) for name in PRODUCERS[self.spec.framework]},
                 seconds=self.seconds,
             )

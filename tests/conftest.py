@@ -30,7 +30,8 @@ def application(repository, tmp_path):
 
     @contextmanager
     def make(*, wait=True, **settings):
-        app = create_app(Settings(repository=repository, cache=tmp_path / "cache", provider="cpu", **settings))
+        settings = {"repository": repository, "cache": tmp_path / "cache", "provider": "cpu", **settings}
+        app = create_app(Settings(**settings))
         with TestClient(app) as client:
             if wait:
                 until(lambda: client.get("/health/ready").status_code == 200)
@@ -43,6 +44,16 @@ def application(repository, tmp_path):
 def client(application):
     with application() as client:
         yield client
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests recorded of each row of the zoo, a line a row."""
+    properties = [pair for report in terminalreporter.getreports("passed") for pair in report.user_properties]
+    rows = [value for name, value in properties if name == "row"]
+    if rows:
+        terminalreporter.section("zoo")
+        for row in rows:
+            terminalreporter.write_line(row)
 
 
 @pytest.fixture

@@ -1,0 +1,146 @@
+"""Rows of the zoo as their users would have them: the same trained-looking weights, saved by each framework.
+
+    python -m tests.models.make_row
+
+reads lines of an architecture's name and a directory. It builds the architecture in both frameworks, carries the
+weights from one to the other and back, saves them as `<directory>/<number>/weights.*` in the order of FRAMEWORKS, and
+answers with a line of JSON: the counts, how far the two networks are apart, and the probabilities that each framework
+gives for an item. A process of its own, because frameworks warn; one for all rows, because they are slow to import.
+"""
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+
+import numpy as np
+
+from models import catalog, transplant
+from models.artifact import Spec
+from models.export import forward, network_input
+from models.inputs import ImageInput
+from models.parity import SAMPLES, probabilities_of, sample_items
+from service.preprocess import decode
+
+FRAMEWORKS = ("torch", "keras")
+FILES = {"torch": "weights.pth", "keras": "weights.weights.h5"}
+
+
+def photo(spec):
+    """What is posted to a model of images."""
+    return SAMPLES / ("chelsea.png" if spec.channels == 3 else "digit-7.png")
+
+
+def item(spec):
+    """One item as the served graph takes it, in a batch."""
+    if isinstance(spec, ImageInput):
+        return decode(photo(spec).read_bytes(), spec, max_pixels=10**8)[None]
+    return np.random.default_rng(1).normal(size=(1, *spec.shape)).astype(np.float32).round(3)
+
+
+def enliven(network, batch):
+    """Weights under which every layer matters, as in a trained network: with the default ones a deep network answers
+    with little more than its last bias, and would go on doing so with two kernels exchanged.
+    """
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.normal_(module.bias, std=0.1)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.3, 0.9)
+                nn.init.normal_(module.bias, std=0.1)
+                module.momentum = None  # the statistics become those of the batch
+            elif isinstance(module, nn.RNNBase):
+                for parameter in module.parameters():
+                    if parameter.requires_grad:
+                        nn.init.normal_(parameter, std=0.3)
+        network.train()
+        network(torch.from_numpy(batch))
+    network.eval()
+
+
+def count(framework, network):
+    """Trainable parameters, and running means and variances."""
+    if framework == "torch":
+        trainable = sum(value.numel() for value in network.parameters() if value.requires_grad)
+        return trainable, sum(value.numel() for name, value in network.named_buffers() if "running" in name)
+    sizes = [
+        sum(int(np.prod(value.shape)) for value in values)
+        for values in (network.trainable_weights, network.non_trainable_weights)
+    ]
+    return tuple(sizes)
+
+
+def distance(found, expected):
+    """Largest difference, over the largest value."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def make(name, directory):
+    import torch
+
+    architecture = catalog.find(name)
+    specs = {
+        framework: Spec(
+            architecture=name,
+            framework=framework,
+            num_classes=architecture.num_classes,
+            input=architecture.input,
+            output=architecture.output,
+            labels=tuple(map(str, range(architecture.num_classes))),
+        )
+        for framework in FRAMEWORKS
+    }
+    networks = {framework: architecture.build(framework) for framework in FRAMEWORKS}
+    counts = {framework: count(framework, network) for framework, network in networks.items()}
+    batch = {framework: network_input(spec, sample_items(spec)) for framework, spec in specs.items()}
+
+    enliven(networks["torch"], batch["torch"])
+    transplant.to_keras(networks["torch"], networks["keras"])
+    answers = {framework: forward(networks[framework], framework, batch[framework]) for framework in FRAMEWORKS}
+    back = architecture.build("torch")
+    transplant.to_torch(networks["keras"], back)
+    kept = {key: value for key, value in networks["torch"].state_dict().items() if "num_batches" not in key}
+    returned = all(torch.equal(value, back.state_dict()[key]) for key, value in kept.items())
+
+    expected = {}
+    for number, framework in enumerate(FRAMEWORKS, 1):
+        version = Path(directory) / str(number)
+        version.mkdir(parents=True)
+        if framework == "torch":
+            torch.save(networks["torch"].state_dict(), version / FILES["torch"])
+        else:
+            networks["keras"].save_weights(version / FILES["keras"])
+        given = forward(networks[framework], framework, network_input(specs[framework], item(architecture.input)))
+        expected[framework] = probabilities_of(given, architecture.output)[0].tolist()
+    return {
+        "counts": counts,
+        "distance": distance(answers["keras"], answers["torch"]),
+        "returned": returned,
+        "probabilities": expected,
+    }
+
+
+def main():
+    import keras
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the frameworks print is no answer
+    for request in sys.stdin:
+        answers.write(json.dumps(make(*request.split())) + "\n")
+        answers.flush()
+        keras.backend.clear_session()
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
