@@ -28,12 +28,12 @@ def main(framework, architecture, path, num_classes=None):
         import torch
 
         torch.manual_seed(0)
-        torch.save(found.builders["torch"](num_classes=classes).state_dict(), path)
+        torch.save(found.build("torch", outputs=classes).state_dict(), path)
     else:
         import keras
 
         keras.utils.set_random_seed(0)
-        network = found.builders["keras"](num_classes=classes)
+        network = found.build("keras", outputs=classes)
         (network.save if path.endswith(".keras") else network.save_weights)(path)
 
 

@@ -84,7 +84,7 @@ def ready_versions(client, name):
     """Both of them: the model itself is ready with the first."""
     until(lambda: all(each["state"] != "LOADING" for each in client.get(f"/models/{name}").json()["versions"]))
     versions = client.get(f"/models/{name}").json()["versions"]
-    assert [each["reason"] for each in versions] == [None, None]
+    assert [each["state"] for each in versions] == ["READY", "READY"], versions
     return versions
 
 
