@@ -43,3 +43,18 @@ def find(name: str) -> Architecture:
     hint = f"did you mean {near[0]!r}? " if near else ""
     own = ", ".join(sorted(CATALOG))
     raise ArtifactError(f"no architecture {name!r}", f"{hint}The catalog has {own}, torchvision:NAME and keras:NAME")
+
+
+def rows() -> list[tuple[str, str, str, str, str]]:
+    """The catalog as a table for people: name, paper, input, trainable parameters, frameworks."""
+    titles = {"torch": "PyTorch", "keras": "Keras"}
+    return [
+        (
+            each.name,
+            each.paper,
+            "x".join(map(str, each.input.shape)),
+            f"{each.parameters:,}",
+            ", ".join(titles[framework] for framework in each.builders),
+        )
+        for each in CATALOG.values()
+    ]
