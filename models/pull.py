@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def _explained(source: Callable[[], tuple[str, Path]]) -> Iterator[None]:
         raise
     except Exception as error:  # no network, a wrong checksum, code in a pickle: Keras raises a bare Exception
         url, cached = source()
-        reason = " ".join(str(error).split())
+        reason = textwrap.shorten(str(error), 300)
         raise ArtifactError(
             f"the official weights could not be fetched from {url}: {reason}",
             f"where there is a network, fetch that file; copy it to {cached}; then give the same command again",

@@ -41,10 +41,14 @@ def of_state_dict(found: Shapes, architecture: str = "") -> str | None:
 
 def _other_shapes(architecture: Architecture, found: Shapes) -> int | None:
     """How many of these shapes are not the network's, whatever the number of classes; None where the keys are not."""
-    with _without_memory():
+    with without_memory():
         network = architecture.build("torch")
         shapes = _shapes(network)
-        kept = {name: shape for name, shape in found.items() if not name.startswith(training_only(network))}
+        kept = {
+            name: shape
+            for name, shape in found.items()
+            if not name.startswith(training_only(network)) and not is_counter(name)
+        }
         if kept.keys() != shapes.keys():
             return None
         more_classes = _shapes(architecture.build("torch", outputs=architecture.num_classes + 1))
@@ -52,7 +56,12 @@ def _other_shapes(architecture: Architecture, found: Shapes) -> int | None:
 
 
 def _shapes(network: Any) -> Shapes:
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    return {name: tuple(value.shape) for name, value in network.state_dict().items() if not is_counter(name)}
+
+
+def is_counter(name: str) -> bool:
+    """Whether it counts the batches of a training: checkpoints of PyTorch before 0.4.1 have none, official ones too."""
+    return name.endswith(".num_batches_tracked")
 
 
 def training_only(network: Any) -> tuple[str, ...]:
@@ -62,7 +71,7 @@ def training_only(network: Any) -> tuple[str, ...]:
 
 
 @contextmanager
-def _without_memory() -> Iterator[None]:
+def without_memory() -> Iterator[None]:
     """New parameters have shapes and no content. Other tensors keep theirs: RegNet's widths are computed with some."""
     import torch  # noqa: PLC0415
     from torch.overrides import TorchFunctionMode  # noqa: PLC0415
@@ -85,7 +94,7 @@ def of_keras_file(path: Path) -> str | None:
         with zipfile.ZipFile(path) as file, file.open("config.json") as config:
             content = config.read(MAX_CONFIG_BYTES + 1)
         network = json.loads(content)["config"] if len(content) <= MAX_CONFIG_BYTES else {}
-        name, layers = _plain(network["name"]), [layer["class_name"] for layer in network["layers"]]
+        name, layers = _plain(str(network["name"])), [layer["class_name"] for layer in network["layers"]]
     except (zipfile.BadZipFile, OSError, KeyError, TypeError, ValueError, RecursionError, NotImplementedError):
         return None
     for known in keras_applications.ROWS:

@@ -42,7 +42,11 @@ def _load_torch(network: Any, path: Path, architecture: str) -> None:
         )
     for name in [name for name in saved if str(name).startswith(recognition.training_only(network))]:
         del saved[name]
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    expected = {}
+    for name, value in network.state_dict().items():
+        if recognition.is_counter(name):
+            saved.setdefault(name, value)
+        expected[name] = tuple(value.shape)
     found = {str(name): tuple(getattr(value, "shape", ())) for name, value in saved.items()}
     if problems := _differences(expected, found):
         raise ArtifactError(
