@@ -10,60 +10,52 @@ from models.artifact import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput
 from service.repository import Repository
 from tests.models.test_keras_applications import START
-from tests.models.test_torchvision_models import child
+from tests.models.test_torchvision_models import TRAINED, child
 
-# What both scripts end with: the answers of a pulled version to pixels as the server holds them.
-ANSWER = """
+# A pulled version, as the server would take it.
+PULLED = """
+import json, sys
 import numpy as np
 from pathlib import Path
-from models import catalog, export, pull, weights
+from models import catalog, pull, weights
 from service.repository import Repository
 
-def answer(pixels, version):
+def pulled(version):
     artifact = Repository(version.parent.parent).resolve(version.parent.name, int(version.name)).source
     spec = artifact.spec
     network = catalog.find(spec.architecture).build(spec.framework, spec.input.shape, spec.outputs)
     weights.load(network, spec.framework, artifact.weights, spec.architecture)
-    items = pixels[:, : spec.input.height, : spec.input.width]
-    return items, export.forward(network, spec.framework, export.network_input(spec, items))
-
-def difference(found, expected):
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-pixels = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3)).astype(np.uint8)
+    return network, spec.input
 """
 
 # Files as the library publishes them, where it looks for them before it fetches: as the old ones, without counters, and
 # DenseNet's with the names of old.
-TORCH = f"""{ANSWER}
-import json, re, sys
-import torch
+TORCH = f"""{TRAINED}{PULLED}
+import re
 from torchvision import models
 torch.hub.set_dir(sys.argv[1])
-torch.manual_seed(0)
 (Path(sys.argv[1]) / "checkpoints").mkdir()
 for name, chosen in json.loads(sys.argv[3]):
     official = models.get_model_weights(name)[chosen]
     plain = {{"init_weights": False}} if name == "inception_v3" else {{}}
-    state = models.get_model(name, weights=None, **plain).state_dict()
+    state = trained(models.get_model(name, weights=None, **plain), pixels).state_dict()
     old = re.compile(r"(denselayer[0-9]+[.](?:norm|conv))([12])")
     state = {{old.sub(r"\\1.\\2", key): value for key, value in state.items() if "batches_tracked" not in key}}
     torch.save(state, Path(sys.argv[1]) / "checkpoints" / official.url.rsplit("/", 1)[-1])
     job = pull.Job(architecture="torchvision:" + name, weights=chosen, output=Path(sys.argv[2]), name=name)
     version, title = pull.pull(job)
-    items, found = answer(pixels, version)
-    transforms = official.transforms()
-    x = torch.from_numpy(items).permute(0, 3, 1, 2) / 255
-    x = (x - torch.tensor(transforms.mean)[:, None, None]) / torch.tensor(transforms.std)[:, None, None]
-    own = models.get_model(name, weights=official).eval()
-    with torch.inference_mode():
-        expected = own(x).numpy()
-        own.transform_input = False
-        print(json.dumps([str(version), title, difference(found, expected), difference(own(x).numpy(), expected)]))
+    network, image = pulled(version)
+    items = pixels[:, : image.height, : image.width]
+    found = answer(network, items, image.scale, image.mean, image.std)
+    own, transforms = models.get_model(name, weights=official), official.transforms()
+    expected = answer(own, items, 1 / 255, transforms.mean, transforms.std)
+    own.transform_input = False
+    other = answer(own, items, 1 / 255, transforms.mean, transforms.std)
+    print(json.dumps([str(version), title, difference(found, expected), difference(other, expected)]))
 """
 
 # The library's download gives a file that was made here, of a network whose Normalization is ImageNet's.
-KERAS = f"""{START}{ANSWER}
+KERAS = f"""{START}{PULLED}
 from keras.src.utils import file_utils
 keras.utils.set_random_seed(0)
 scratch = applications.EfficientNetB0(weights=None, classifier_activation=None)
@@ -75,10 +67,19 @@ scratch.save(sys.argv[1] + "/efficientnetb0.h5")
 file_utils.get_file = lambda *_, **__: sys.argv[1] + "/efficientnetb0.h5"
 job = pull.Job(architecture="keras:EfficientNetB0", output=Path(sys.argv[2]), name="efficientnetb0")
 version, title = pull.pull(job)
-items, found = answer(pixels, version)
-x = items.astype(np.float32)
-expected = np.asarray(applications.EfficientNetB0(weights="imagenet", classifier_activation=None)(x, training=False))
-other = np.asarray(scratch(x, training=False))
+network, image = pulled(version)
+pixels = np.random.default_rng(0).integers(0, 256, (2, *image.shape)).astype(np.uint8)
+
+def answer(network, x):
+    return np.asarray(network(x, training=False))
+
+def difference(found, expected):
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+x = pixels.astype(np.float32)
+found = answer(network, image.normalized(pixels))
+expected = answer(applications.EfficientNetB0(weights="imagenet", classifier_activation=None), x)
+other = answer(scratch, x)
 print(json.dumps([str(version), title, difference(found, expected), difference(other, expected)]))
 """
 
@@ -102,7 +103,7 @@ def test_pulled_weights_of_torchvision_answer_as_there(tmp_path):
     assert [version for version, *_ in pulled] == [str(path) for path in expected]
     for (_, weights), (_, title, difference, _) in zip(asked, pulled, strict=True):
         assert title.startswith(f"{weights} of torchvision ")
-        assert difference < 1e-5
+        assert difference < 1e-9
     assert pulled[0][3] > 1e-3  # without transform_input, the answers would be others
     inputs = [Repository(root).resolve("mobilenet_v3_large", number).source.spec.input for number in (1, 2)]
     assert [each.resize_to for each in inputs] == [256, 232]
