@@ -63,7 +63,12 @@ def _export_torch(network: Any, example: Array) -> onnx.ModelProto:
 
 
 def _export_keras(network: Any, example: Array) -> onnx.ModelProto:
+    from keras import layers  # noqa: PLC0415
+
     network(example, training=False)  # a subclassed model knows its shapes only after a call
+    for layer in network.layers:
+        if isinstance(layer, layers.Normalization):  # its tensors, which are no variables, would become inputs
+            layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "network.onnx"
         network.export(path, format="onnx", verbose=False)
