@@ -185,6 +185,7 @@ def models(
 
 def _list_architectures() -> None:
     table = Table("architecture", "paper", "input", "parameters", "frameworks", box=None, pad_edge=False)
+    table.columns[1].overflow = "fold"  # a narrow terminal loses nothing
     table.columns[3].justify = "right"
     for row in architectures.rows():
         table.add_row(*map(escape, row))
