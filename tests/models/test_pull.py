@@ -37,8 +37,8 @@ torch.hub.set_dir(sys.argv[1])
 (Path(sys.argv[1]) / "checkpoints").mkdir()
 for name, chosen in json.loads(sys.argv[3]):
     official = models.get_model_weights(name)[chosen]
-    plain = {{"init_weights": False}} if name == "inception_v3" else {{}}
-    state = trained(models.get_model(name, weights=None, **plain), pixels).state_dict()
+    plain, size = ({{"init_weights": False}}, 299) if name == "inception_v3" else ({{}}, 64)
+    state = trained(models.get_model(name, weights=None, **plain), pixels[:, :size, :size]).state_dict()
     old = re.compile(r"(denselayer[0-9]+[.](?:norm|conv))([12])")
     state = {{old.sub(r"\\1.\\2", key): value for key, value in state.items() if "batches_tracked" not in key}}
     torch.save(state, Path(sys.argv[1]) / "checkpoints" / official.url.rsplit("/", 1)[-1])
@@ -81,6 +81,13 @@ found = answer(network, image.normalized(pixels))
 expected = answer(applications.EfficientNetB0(weights="imagenet", classifier_activation=None), x)
 other = answer(scratch, x)
 print(json.dumps([str(version), title, difference(found, expected), difference(other, expected)]))
+path = Path(sys.argv[1], "weights.keras")
+scratch.save(path)
+for asked in ("keras:EfficientNetB0", "lenet5", "keras:EfficientNetB0_scratch"):
+    try:
+        weights.load(catalog.find(asked).build("keras"), "keras", path, asked)
+    except pull.ArtifactError as error:
+        print(json.dumps([str(error), error.cure]))
 """
 
 
@@ -109,11 +116,15 @@ def test_pulled_weights_of_torchvision_answer_as_there(tmp_path):
 
 @pytest.mark.slow
 def test_pulled_weights_of_keras_answer_as_there(tmp_path):
-    ((version, title, difference, without),) = child(KERAS, tmp_path, tmp_path / "models")
+    (version, title, difference, without), *refusals = child(KERAS, tmp_path, tmp_path / "models")
     assert version == str(tmp_path / "models" / "efficientnetb0" / "1")
     assert title.startswith("imagenet of keras ")
     assert difference < 1e-5
     assert without > 1e-3  # built as for weights=None, the network would answer otherwise
+    (twin, cure), (other, same_cure) = refusals  # of what was saved from a network for weights=None
+    assert twin == "weights.keras was not saved from keras:EfficientNetB0"
+    assert "weights.keras does not fit the network: " in other
+    assert 'architecture = "keras:EfficientNetB0_scratch"' in cure == same_cure
     assert Repository(tmp_path / "models").resolve("efficientnetb0", 1).source.spec.labels[0] == "tench"
 
 

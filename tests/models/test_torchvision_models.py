@@ -137,9 +137,9 @@ def test_a_row_says_what_the_library_says(facts, name):
 
 @pytest.mark.slow
 def test_checkpoints_of_the_library_fit_and_are_answered_as_there(tmp_path):
-    names = ["mobilenet_v3_large", "vit_b_32", "mnasnet0_5"]
-    answers = dict(child(ANSWERS, tmp_path, *names, *TRAINING_ONLY))
-    assert set(answers) == {*names, *TRAINING_ONLY}
+    names = ["vit_b_32", "mnasnet0_5", "googlenet"]
+    answers = dict(child(ANSWERS, tmp_path, *names))
+    assert list(answers) == names
     assert all(0 <= difference < 1e-9 for difference in answers.values()), answers
 
 
