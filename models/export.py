@@ -4,7 +4,9 @@ The served graph takes `pixels`, uint8 [N, height, width, channels] (or `numbers
 `probabilities`, float32 [N, classes]; what the network itself gives is an output too, for comparison.
 """
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,29 @@ def _export_keras(network: Any, example: Array) -> onnx.ModelProto:
             layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "network.onnx"
-        network.export(path, format="onnx", verbose=False)
+        with _without_xla():
+            network.export(path, format="onnx", verbose=False)
         return onnx.load(path)
+
+
+@contextlib.contextmanager
+def _without_xla() -> Iterator[None]:
+    """TensorFlow compiles no part of a network by itself: Keras has it do so with grouped convolutions on a CPU.
+
+    A part that is compiled has no translation to ONNX.
+    """
+    import tensorflow as tf  # noqa: PLC0415
+
+    function = tf.function
+
+    def plain(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **{**options, "jit_compile": None})
+
+    tf.function = plain
+    try:
+        yield
+    finally:
+        tf.function = function
 
 
 def join(network: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:

@@ -5,22 +5,25 @@ import pytest
 from tests.models.test_keras_applications import START
 from tests.models.test_torchvision_models import child
 
-# Keras' Normalization, with what it learned from data.
-NORMALIZED = f"""{START}
+# Keras' Normalization, with what it learned from data, and grouped convolutions, which Keras compiles on a CPU.
+NETWORKS = f"""{START}
 from models import export
 from models.artifact import Spec
-from models.inputs import NumbersInput
+from models.inputs import ImageInput
 
-normalization = keras.layers.Normalization()
-normalization.adapt(np.array([[1.0, 2.0], [3.0, 8.0]]))
-network = keras.Sequential([keras.layers.Input((2,)), normalization, keras.layers.Dense(3)])
-spec = Spec(architecture="mlp_iris", framework="keras", num_classes=3, input=NumbersInput(shape=(2,)), output="logits",
-            labels=tuple("abc"))
-graph = export.export(network, spec).graph
-print(json.dumps([len(graph.input), len(graph.output)]))
+layers = keras.layers
+normalization = layers.Normalization()
+normalization.adapt(np.random.default_rng(0).normal(size=(4, 8, 8, 3)))
+convolutions = [layers.Conv2D(6, 3, groups=3), layers.Conv2D(3, 3, groups=3)]
+for inside in ([normalization], convolutions):
+    network = keras.Sequential([layers.Input((8, 8, 3)), *inside, layers.GlobalAveragePooling2D()])
+    spec = Spec(architecture="any", framework="keras", num_classes=3, input=ImageInput(height=8, width=8),
+                output="logits", labels=tuple("abc"))
+    graph = export.export(network, spec).graph
+    print(json.dumps([len(graph.input), len(graph.output), [node.op_type for node in graph.node].count("Conv")]))
 """
 
 
 @pytest.mark.slow
-def test_a_keras_normalization_becomes_no_input_of_the_graph():
-    assert child(NORMALIZED) == [[1, 1]]
+def test_keras_layers_that_need_help_become_onnx():
+    assert child(NETWORKS) == [[1, 1, 0], [1, 1, 2]]
