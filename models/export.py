@@ -75,7 +75,23 @@ def _export_keras(network: Any, example: Array) -> onnx.ModelProto:
         path = Path(directory) / "network.onnx"
         with _without_xla():
             network.export(path, format="onnx", verbose=False)
-        return onnx.load(path)
+        return _with_erf(onnx.load(path))
+
+
+def _with_erf(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with 1 - Erf(x) for Erfc(x), which TensorFlow's GELU has and ONNX has not."""
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Erfc":
+            nodes.append(helper.make_node("Erf", node.input, [f"{node.output[0]}/erf"]))
+            nodes.append(helper.make_node("Sub", ["erfc/one", f"{node.output[0]}/erf"], node.output))
+        else:
+            nodes.append(node)
+    if len(nodes) > len(model.graph.node):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones((), np.float32), "erfc/one"))
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    return model
 
 
 @contextlib.contextmanager
