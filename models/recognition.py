@@ -4,6 +4,7 @@ import json
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,7 +96,7 @@ def of_keras_file(path: Path) -> str | None:
             content = config.read(MAX_CONFIG_BYTES + 1)
         network = json.loads(content)["config"] if len(content) <= MAX_CONFIG_BYTES else {}
         name, layers = _plain(str(network["name"])), [layer["class_name"] for layer in network["layers"]]
-    except (zipfile.BadZipFile, OSError, KeyError, TypeError, ValueError, RecursionError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError):
         return None
     for known in keras_applications.ROWS:
         if _plain(known) == name:
