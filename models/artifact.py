@@ -15,6 +15,8 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_val
 from models.architecture import Architecture, Framework, Output, outputs_of
 from models.inputs import Frozen, Input, expand
 
+CONFIG_FILE = "model.toml"
+OVERRIDE_FILE = "artifact.toml"
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
@@ -35,6 +37,7 @@ _CONVERTER = (
     "convert.py",
     "export.py",
     "inputs.py",
+    "keras_export.py",
     "parity.py",
     "weights.py",
     "zoo/pieces.py",

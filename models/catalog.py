@@ -10,11 +10,13 @@ from models.zoo import (
     densenet,
     efficientnet_lite,
     googlenet,
+    keras_applications,
     lenet,
     mlp,
     nin,
     recurrent,
     resnet,
+    torchvision_models,
     vgg,
 )
 
@@ -24,11 +26,35 @@ CATALOG: dict[str, Architecture] = {
     architecture.name: architecture for family in FAMILIES for architecture in family.ARCHITECTURES
 }
 
+# The frameworks' own networks, called by their own names behind `torchvision:` and `keras:`.
+LIBRARIES: dict[str, Architecture] = {
+    architecture.name: architecture
+    for library in (torchvision_models, keras_applications)
+    for architecture in library.ARCHITECTURES
+}
+
 
 def find(name: str) -> Architecture:
     """The architecture of that name. Raises ArtifactError, naming the nearest."""
-    if name in CATALOG:
-        return CATALOG[name]
-    near = get_close_matches(name, CATALOG, n=1)
+    known = CATALOG | LIBRARIES
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ArtifactError(f"no architecture {name!r}", f"{hint}The catalog has {', '.join(sorted(CATALOG))}")
+    own = ", ".join(sorted(CATALOG))
+    raise ArtifactError(f"no architecture {name!r}", f"{hint}The catalog has {own}, torchvision:NAME and keras:NAME")
+
+
+def rows() -> list[tuple[str, str, str, str, str]]:
+    """The catalog as a table for people: name, paper, input, trainable parameters, frameworks."""
+    titles = {"torch": "PyTorch", "keras": "Keras"}
+    return [
+        (
+            each.name,
+            each.paper,
+            "x".join(map(str, each.input.shape)),
+            f"{each.parameters:,}",
+            ", ".join(titles[framework] for framework in each.builders),
+        )
+        for each in CATALOG.values()
+    ]

@@ -98,7 +98,7 @@ class Conversion:
             architecture = catalog.find(self.spec.architecture)
             network = build(architecture, self.spec)
         with self.step("load"):
-            weights.load(network, self.spec.framework, self.artifact.weights)
+            weights.load(network, self.spec.framework, self.artifact.weights, architecture.name)
             if fingerprint(self.spec, self.artifact.weights, converter_sources(architecture, self.spec.framework)) != (
                 self.artifact.fingerprint
             ):

@@ -4,10 +4,6 @@ The served graph takes `pixels`, uint8 [N, height, width, channels] (or `numbers
 `probabilities`, float32 [N, classes]; what the network itself gives is an output too, for comparison.
 """
 
-import math
-import tempfile
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from models.architecture import Framework
 from models.artifact import Spec
 from models.inputs import ImageInput, NumbersInput
+from models.keras_export import export_keras
 
 Array = np.ndarray[Any, Any]
 
 _PREFIX = "network/"
-_LARGE_KERNEL = 2**16  # values
 
 
 def network_input(spec: Spec, items: Array) -> Array:
@@ -48,7 +44,7 @@ def export(network: Any, spec: Spec) -> onnx.ModelProto:
     """The network alone, as its framework exports it, with a free batch dimension."""
     shape = spec.input.shape
     example = network_input(spec, np.zeros((2, *shape), np.uint8 if isinstance(spec.input, ImageInput) else np.float32))
-    return (_export_torch if spec.framework == "torch" else _export_keras)(network, example)
+    return (_export_torch if spec.framework == "torch" else export_keras)(network, example)
 
 
 def _export_torch(network: Any, example: Array) -> onnx.ModelProto:
@@ -64,50 +60,6 @@ def _export_torch(network: Any, example: Array) -> onnx.ModelProto:
     )
     model: onnx.ModelProto = program.model_proto
     return model
-
-
-def _export_keras(network: Any, example: Array) -> onnx.ModelProto:
-    """tf2onnx copies a constant some twenty times: while it works, large kernels are inputs of the graph."""
-    import keras  # noqa: PLC0415
-
-    network(example, training=False)  # a subclassed model knows its shapes only after a call
-    plain = [layer.kernel for layer in network.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)]
-    kernels = [kernel for kernel in plain if math.prod(kernel.shape) >= _LARGE_KERNEL]
-
-    class WithoutKernels(keras.Model):  # type: ignore[misc]
-        def call(self, inputs: Sequence[Any]) -> Any:
-            batch, *values = inputs
-            with keras.StatelessScope(state_mapping=list(zip(kernels, values, strict=True))):
-                return network(batch, training=False)
-
-    shapes = [(None, *example.shape[1:]), *(kernel.shape for kernel in kernels)]
-    signature = [keras.InputSpec("float32", shape, name=f"input_{index}") for index, shape in enumerate(shapes)]
-    without = WithoutKernels()
-    without([example, *kernels])
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "network.onnx"
-        without.export(path, format="onnx", verbose=False, input_signature=[signature])
-        model = onnx.load(path)
-    given = {f"input_{index}": np.asarray(kernel) for index, kernel in enumerate(kernels, 1)}
-    _make_constant(model.graph, given)
-    return model
-
-
-def _make_constant(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
-    """Turns inputs of the graph into constants, transposed where all that the graph does with them is that."""
-    inputs = [each for each in graph.input if each.name not in values]
-    readers = Counter(name for node in graph.node for name in node.input)
-    transposes = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in values]
-    for node in transposes:
-        if readers[node.input[0]] == 1:
-            (order,) = (list(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
-            values[node.output[0]] = values.pop(node.input[0]).transpose(order)
-            graph.node.remove(node)
-    del graph.input[:]
-    graph.input.extend(inputs)
-    while values:
-        name, value = values.popitem()
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
 
 
 def join(network: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:

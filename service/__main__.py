@@ -1,7 +1,11 @@
-"""The command line: serve, convert, models, predict, check."""
+"""The command line: serve, convert, pull, models, predict, check."""
 
 import asyncio
+import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +19,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from models.artifact import MANIFEST_FILE, Artifact
+from models import catalog as architectures
+from models.artifact import CONFIG_FILE, MANIFEST_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ArtifactError
 from service import logs
-from service.conversion import Converter
+from service.conversion import CHILD_ENVIRONMENT, Converter
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
 from service.preprocess import DecodePool
 from service.registry import Registry
-from service.repository import CONFIG_FILE, OVERRIDE_FILE, Repository, Version, read_published
+from service.repository import Repository, Version, read_published
 from service.schemas import PredictAnswer
 from service.server import Server
 from service.settings import PREFIX, Settings
@@ -124,8 +129,50 @@ def _publish(repository: Repository, version: Version, directory: Path, output: 
 
 
 @app.command()
-def models(repository: RepositoryOption = None, cache: CacheOption = None, url: UrlOption = None) -> None:
+def pull(
+    architecture: Annotated[str, typer.Argument(help="Such as torchvision:resnet50 or keras:ResNet50")],
+    output: Annotated[Path, typer.Option(help="Directory of models to put it into")],
+    name: Annotated[str | None, typer.Option(help="Name of the model [that of the architecture]")] = None,
+    weights: Annotated[str | None, typer.Option(help="One of several official weights [the recommended]")] = None,
+) -> None:
+    """Fetch official weights of torchvision or keras.applications: a model, or its next version."""
+    with _said():
+        try:
+            found = architectures.find(architecture).name
+        except ArtifactError as error:
+            raise RepositoryError(str(error), cure=error.cure) from error
+        model = name or found.rpartition(":")[-1].lower()
+        if not MODEL_NAME.fullmatch(model):
+            cure = "lower-case letters, digits, '.', '_' and '-', at most 64"
+            raise RepositoryError(f"{model!r} is no name for a model", cure=cure)
+        job = {"architecture": found, "weights": weights, "output": str(output.absolute()), "name": model}
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "models.pull"],
+            check=False,
+            input=json.dumps(job),
+            stdout=subprocess.PIPE,  # how far it has come is shown: standard error is ours
+            text=True,
+            env={**os.environ, **CHILD_ENVIRONMENT},
+        )
+        outcome = json.loads(child.stdout or "{}")
+        if "pulled" not in outcome:
+            reason = outcome.get("reason", f"the pulling process ended with code {child.returncode}")
+            raise RepositoryError(reason, cure=outcome.get("cure", "try again; what it said last is above"))
+    out.print(f"pulled {outcome['pulled']}: {outcome['weights']}\nserve it with: menagerie serve --repository {output}")
+
+
+@app.command()
+def models(
+    repository: RepositoryOption = None,
+    cache: CacheOption = None,
+    url: UrlOption = None,
+    *,
+    catalog: Annotated[bool, typer.Option("--catalog", help="List the architectures instead")] = False,
+) -> None:
     """List the models with their states: of the repository, or of a running server with --url."""
+    if catalog:
+        _list_architectures()
+        return
     table = Table(
         "model", "version", "state", "architecture", "framework", "provider", "reason", box=None, pad_edge=False
     )
@@ -134,6 +181,16 @@ def models(repository: RepositoryOption = None, cache: CacheOption = None, url: 
         for row in rows:
             table.add_row(*map(escape, row))
     out.print(table)
+
+
+def _list_architectures() -> None:
+    table = Table("architecture", "paper", "input", "parameters", "frameworks", box=None, pad_edge=False)
+    table.columns[1].overflow = "fold"  # a narrow terminal loses nothing
+    table.columns[3].justify = "right"
+    for row in architectures.rows():
+        table.add_row(*map(escape, row))
+    out.print(table)
+    out.print("torchvision:NAME and keras:NAME are the networks of torchvision.models and keras.applications")
 
 
 def _server_rows(url: str) -> Iterator[tuple[str, ...]]:

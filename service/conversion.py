@@ -17,8 +17,8 @@ from service.errors import ConversionError
 
 OnStep = Callable[[str], None]
 
-# The child converts on the CPU, quietly, and reports to nobody.
-_ENVIRONMENT = {
+# A child works on the CPU, quietly, and reports to nobody.
+CHILD_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -57,7 +57,7 @@ class Converter:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **CHILD_ENVIRONMENT},
             start_new_session=True,
         )
         started = time.monotonic()

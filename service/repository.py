@@ -14,9 +14,11 @@ from pydantic import ValidationError
 
 from models import catalog
 from models.artifact import (
+    CONFIG_FILE,
     MANIFEST_FILE,
     MODEL_NAME,
     ONNX_FILE,
+    OVERRIDE_FILE,
     Artifact,
     ArtifactError,
     Batching,
@@ -26,9 +28,6 @@ from models.artifact import (
     resolve,
 )
 from service.errors import RepositoryError
-
-CONFIG_FILE = "model.toml"
-OVERRIDE_FILE = "artifact.toml"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
     python -m tests.models.make_row
 
-reads lines of an architecture's name and a directory. It builds the architecture in both frameworks, carries the
-weights from one to the other and back, saves them as `<directory>/<number>/weights.*` in the order of FRAMEWORKS, and
-answers with a line of JSON: the counts, how far the two networks are apart, and the probabilities that each framework
-gives for an item. A process of its own, because frameworks warn; one for all rows, because they are slow to import.
+reads lines of an architecture's name and a directory. It builds the architecture in its frameworks, carries the weights
+from one to the other and back where there are two, saves them as `<directory>/<number>/weights.*`, and answers with a
+line of JSON: the counts, how far the two networks are apart, and the probabilities that each framework gives for an
+item. A process of its own, because frameworks warn; one for all rows, because they are slow to import.
 """
 
 import gc
@@ -25,7 +25,6 @@ from models.inputs import ImageInput
 from models.parity import SAMPLES, probabilities_of, sample_items
 from service.preprocess import decode
 
-FRAMEWORKS = ("torch", "keras")
 FILES = {"torch": "weights.pth", "keras": "weights.weights.h5"}
 
 
@@ -41,10 +40,14 @@ def item(spec):
     return np.random.default_rng(1).normal(size=(1, *spec.shape)).astype(np.float32).round(3)
 
 
-def enliven(network, batch):
+def enliven(network, framework, batch):
     """Weights under which every layer matters, as in a trained network: with the default ones a deep network answers
     with little more than its last bias, and would go on doing so with two kernels exchanged.
     """
+    (enliven_torch if framework == "torch" else enliven_keras)(network, batch)
+
+
+def enliven_torch(network, batch):
     import torch
     from torch import nn
 
@@ -68,6 +71,18 @@ def enliven(network, batch):
     network.eval()
 
 
+def enliven_keras(network, batch):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+            layer.kernel.assign(keras.initializers.HeNormal()(layer.kernel.shape))
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    network(batch, training=True)
+
+
 def count(framework, network):
     """Trainable parameters, and running means and variances."""
     if framework == "torch":
@@ -78,11 +93,6 @@ def count(framework, network):
         for values in (network.trainable_weights, network.non_trainable_weights)
     ]
     return tuple(sizes)
-
-
-def distance(found, expected):
-    """Largest difference, over the largest value."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def make(name, directory):
@@ -98,22 +108,26 @@ def make(name, directory):
             output=architecture.output,
             labels=tuple(map(str, range(architecture.num_classes))),
         )
-        for framework in FRAMEWORKS
+        for framework in architecture.builders
     }
-    networks = {framework: architecture.build(framework) for framework in FRAMEWORKS}
+    networks = {framework: architecture.build(framework) for framework in architecture.builders}
     counts = {framework: count(framework, network) for framework, network in networks.items()}
     batch = {framework: network_input(spec, sample_items(spec)) for framework, spec in specs.items()}
 
-    enliven(networks["torch"], batch["torch"])
-    transplant.to_keras(networks["torch"], networks["keras"])
-    answers = {framework: forward(networks[framework], framework, batch[framework]) for framework in FRAMEWORKS}
-    back = architecture.build("torch")
-    transplant.to_torch(networks["keras"], back)
-    kept = {key: value for key, value in networks["torch"].state_dict().items() if "num_batches" not in key}
-    returned = all(torch.equal(value, back.state_dict()[key]) for key, value in kept.items())
+    first = next(iter(networks))
+    enliven(networks[first], first, batch[first])
+    apart, returned = 0.0, True
+    if len(networks) > 1:
+        transplant.to_keras(networks["torch"], networks["keras"])
+        answers = {framework: forward(network, framework, batch[framework]) for framework, network in networks.items()}
+        apart = float(np.abs(answers["keras"] - answers["torch"]).max() / np.abs(answers["torch"]).max())
+        back = architecture.build("torch")
+        transplant.to_torch(networks["keras"], back)
+        kept = {key: value for key, value in networks["torch"].state_dict().items() if "num_batches" not in key}
+        returned = all(torch.equal(value, back.state_dict()[key]) for key, value in kept.items())
 
     expected = {}
-    for number, framework in enumerate(FRAMEWORKS, 1):
+    for number, framework in enumerate(networks, 1):
         version = Path(directory) / str(number)
         version.mkdir(parents=True)
         if framework == "torch":
@@ -124,7 +138,7 @@ def make(name, directory):
         expected[framework] = probabilities_of(given, architecture.output)[0].tolist()
     return {
         "counts": counts,
-        "distance": distance(answers["keras"], answers["torch"]),
+        "apart": apart,
         "returned": returned,
         "probabilities": expected,
     }

@@ -1,12 +1,15 @@
 """The command line, run as a user runs it."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import structlog
 from typer.testing import CliRunner
 
+from models.catalog import CATALOG
 from service.__main__ import app
 from service.settings import DEFAULT_REPOSITORY
 from tests.models.make_weights import make_weights
@@ -29,7 +32,7 @@ def photo(tmp_path):
 
 def test_every_command_explains_itself():
     assert run("--help").exit_code == 0
-    for command in ("serve", "convert", "models", "predict", "check"):
+    for command in ("serve", "convert", "pull", "models", "predict", "check"):
         assert command in run("--help").output
         assert run(command, "--help").exit_code == 0
 
@@ -50,6 +53,47 @@ def test_predict_asks_a_server(photo, repository, serve):
     assert "did you mean 'colour'" in result.stderr
 
 
+def test_models_lists_the_catalog():
+    result = run("models", "--catalog", COLUMNS="120")
+    first, *rows, last = result.output.splitlines()
+    assert first.split() == ["architecture", "paper", "input", "parameters", "frameworks"]
+    assert [row.split()[0] for row in rows if not row.startswith(" ")] == list(CATALOG)
+    assert [word for word in rows[0].split() if word not in CATALOG["lenet5"].paper.split()] == [
+        "lenet5",
+        "32x32x1",
+        "61,706",
+        "PyTorch,",
+        "Keras",
+    ]
+    assert "torchvision:NAME" in last
+    assert "keras:NAME" in last
+
+
+@pytest.mark.slow
+def test_pull_without_a_network_says_where_to_put_the_file_and_takes_it_from_there(tmp_path, monkeypatch, capfd):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody answers
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    command = ["pull", "torchvision:squeezenet1_1", "--output", tmp_path / "models"]
+    result = run(*command, "--name", "tiny")
+    assert result.exit_code == 1
+    assert re.search(r"could not be fetched from https://\S+: .*refused", result.stderr)
+    assert "Traceback" not in capfd.readouterr().err
+    file = Path(re.search(r"copy it to (\S+);", result.stderr)[1])
+    assert not (tmp_path / "models").exists()
+    script = "import sys, torch, torchvision; torch.save(torchvision.models.squeezenet1_1().state_dict(), sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, file], check=True, capture_output=True)
+    result = run(*command, "--name", "tiny")
+    assert result.exit_code == 0, result.stderr
+    assert f"pulled {tmp_path / 'models' / 'tiny' / '1'}: IMAGENET1K_V1 of torchvision" in result.output
+    result = run("check", "--repository", tmp_path / "models")
+    assert result.output.splitlines() == ["tiny version 1: sound"]
+    result = run("pull", "keras:NASNetMobile", "--output", tmp_path / "models")
+    assert result.exit_code == 1
+    assert f"copy it to {tmp_path / 'keras' / 'models' / 'nasnet_mobile.h5'};" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -59,6 +103,9 @@ def test_predict_asks_a_server(photo, repository, serve):
         (["predict", "photo.png", "--model", "colour", "--url", "http://127.0.0.1:9"], "no Menagerie answers"),
         (["convert", "color"], "there is no model color"),
         (["check", "--repository", "nowhere"], "cannot be read: No such file"),
+        (["pull", "torchvision:resnet5", "--output", "models"], "no architecture 'torchvision:resnet5'"),
+        (["pull", "resnet18", "--output", "models"], "no official weights of resnet18"),
+        (["pull", "keras:VGG16", "--output", "models", "--name", "VGG16"], "'VGG16' is no name for a model"),
     ],
 )
 def test_a_mistake_is_told_in_two_lines(photo, repository, monkeypatch, arguments, problem):

@@ -1,0 +1,250 @@
+"""The child process that fetches official weights, with their library's own loader, into a model repository.
+
+    python -P -m models.pull < job.json
+
+It reads a Job on standard input and writes one line of JSON to standard output: `{"pulled": DIRECTORY, "weights":
+TITLE}` or `{"reason": TEXT, "cure": TEXT}`. What the library says of its progress goes to standard error.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from models import catalog
+from models.architecture import Architecture
+from models.artifact import CONFIG_FILE, OVERRIDE_FILE, ArtifactError, read_labels
+from models.convert import die_with_parent
+from models.inputs import NORMALIZATIONS, Frozen, ImageInput
+from models.zoo import keras_applications, torchvision_models
+
+BUILT_IN_LABELS = "imagenet"
+
+
+class Job(Frozen):
+    """What the child is asked for."""
+
+    architecture: str
+    weights: str | None = None
+    """The library's name for one of several. Default: the one that it recommends."""
+    output: Path
+    """A model repository."""
+    name: str
+    """The model's, in the repository."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Official weights, and what they were trained with."""
+
+    title: str
+    """Their name, with the library and its version."""
+    file: str
+    """What `save` writes."""
+    save: Callable[[Path], None]
+    input: ImageInput
+    labels: str | list[str]
+    """As model.toml has them."""
+
+
+def pull(job: Job) -> tuple[Path, str]:
+    """The new version's directory, and the title of its weights. Raises ArtifactError, OSError."""
+    model = job.output / job.name
+    if model.exists() and not (model / CONFIG_FILE).is_file():
+        raise ArtifactError(f"{model} is no model: it has no {CONFIG_FILE}", "choose another --name")
+    architecture = catalog.find(job.architecture)
+    if architecture.name not in catalog.LIBRARIES or architecture.name.endswith(keras_applications.SCRATCH):
+        raise ArtifactError(f"there are no official weights of {architecture.name}", _near(architecture.name))
+    fetched = (_of_torchvision if "torch" in architecture.builders else _of_keras)(architecture, job.weights)
+    return place(fetched, architecture, model), fetched.title
+
+
+def _near(name: str) -> str:
+    """What to pull instead."""
+    plain = name.removesuffix(keras_applications.SCRATCH)
+    known = [each for each in catalog.LIBRARIES if each in {plain, torchvision_models.PREFIX + plain}]
+    return f"menagerie pull {known[0] if known else 'torchvision:NAME, or keras:NAME'}"
+
+
+def _of_torchvision(architecture: Architecture, asked: str | None) -> Fetched:
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # the library's loader would run a pickle's code
+    import torch  # noqa: PLC0415
+    from torchvision import models  # noqa: PLC0415
+
+    name = architecture.options["name"]
+    # A set without categories is not for classifying: some of its weights are NaN.
+    choices = {each.name: each for each in models.get_model_weights(name) if each.meta["categories"]}
+    weights = choices[_chosen(asked, models.get_model_weights(name).DEFAULT.name, choices)]
+    cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
+    with _explained(lambda: (weights.url, cached)):
+        network = models.get_model(name, weights=weights)
+    transforms, categories = weights.transforms(), weights.meta["categories"]
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    # The network itself would make -1..1 of what was normalised: torchvision_models says more.
+    centred = name in torchvision_models.TRAINING_ONLY or mean == std == (0.5,) * len(mean)
+    return Fetched(
+        title=f"{weights.name} of torchvision {metadata.version('torchvision')}",
+        file="weights.pth",
+        save=lambda path: torch.save(network.state_dict(), path),
+        input=ImageInput(
+            height=transforms.crop_size[0],
+            width=transforms.crop_size[0],
+            resize_to=transforms.resize_size[0],
+            interpolation=transforms.interpolation.value,
+            **(NORMALIZATIONS["tf"] if centred else {"scale": 1 / 255, "mean": mean, "std": std, "order": "rgb"}),
+        ),
+        labels=BUILT_IN_LABELS if tuple(categories) == read_labels(BUILT_IN_LABELS, Path()) else categories,
+    )
+
+
+def _of_keras(architecture: Architecture, asked: str | None) -> Fetched:
+    from keras import applications  # noqa: PLC0415
+
+    assert isinstance(architecture.input, ImageInput)
+    weights = _chosen(asked, "imagenet", ["imagenet"])
+    with _asked_of_keras() as latest, _explained(lambda: latest[0]):
+        network = getattr(applications, architecture.options["name"])(weights=weights, classifier_activation=None)
+    return Fetched(
+        title=f"{weights} of keras {metadata.version('keras')}",
+        file="weights.weights.h5",
+        save=network.save_weights,
+        input=architecture.input,
+        labels=BUILT_IN_LABELS,
+    )
+
+
+def _chosen(asked: str | None, default: str, choices: Mapping[str, Any] | list[str]) -> str:
+    if (asked or default) not in choices:
+        raise ArtifactError(f"there are no official weights {asked!r}", f"choose of {', '.join(choices)}")
+    return asked or default
+
+
+@contextmanager
+def _asked_of_keras() -> Iterator[list[tuple[str, Path]]]:
+    """The address that a Keras network fetches its weights from, and where it keeps the file, once it has tried."""
+    from keras.src.utils import file_utils  # noqa: PLC0415
+
+    found: list[tuple[str, Path]] = []
+    get_file = file_utils.get_file
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+
+    def watched(fname: str, origin: str, **options: Any) -> Any:
+        found.append((origin, home / "models" / fname))
+        return get_file(fname, origin, **options)
+
+    file_utils.get_file = watched
+    try:
+        yield found
+    finally:
+        file_utils.get_file = get_file
+
+
+@contextmanager
+def _explained(source: Callable[[], tuple[str, Path]]) -> Iterator[None]:
+    """What stops a library's loader becomes an ArtifactError that names the address and the file, and what to do."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # no network, a wrong checksum, code in a pickle: Keras raises a bare Exception
+        url, cached = source()
+        reason = textwrap.shorten(str(error), 300)
+        raise ArtifactError(
+            f"the official weights could not be fetched from {url}: {reason}",
+            f"where there is a network, fetch that file; copy it to {cached}; then give the same command again",
+        ) from error
+
+
+def place(fetched: Fetched, architecture: Architecture, model: Path) -> Path:
+    """A new version of the model in its repository, complete or not at all; an older one stays as it is."""
+    model.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(model.parent):
+        staging = model.with_name(f".{model.name}.staging")
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed one left
+        version = staging / "1"
+        version.mkdir(parents=True)
+        try:
+            fetched.save(version / fetched.file)
+            if not model.exists():
+                (staging / CONFIG_FILE).write_text(settings(fetched, architecture, whole=False), encoding="utf-8")
+                return staging.rename(model) / version.name
+            # model.toml is about other weights, and its owner's.
+            (version / OVERRIDE_FILE).write_text(settings(fetched, architecture, whole=True), encoding="utf-8")
+            taken = [int(path.name) for path in model.iterdir() if path.name.isascii() and path.name.isdigit()]
+            return version.rename(model / str(max(taken, default=0) + 1))
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One at a time; released by the kernel, however this process ends."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def settings(fetched: Fetched, architecture: Architecture, *, whole: bool) -> str:
+    """The text of a model.toml or artifact.toml: [input] where it is not the architecture's, or the `whole` of it."""
+    lines = [f"# {fetched.title}, fetched by menagerie pull."]
+    lines += [f"architecture = {json.dumps(architecture.name)}", f"labels = {_toml(fetched.labels)}"]
+    if whole or fetched.input != architecture.input:
+        lines += ["", "[input]", *(f"{name} = {_toml(value)}" for name, value in _described(fetched.input).items())]
+    return "\n".join(lines) + "\n"
+
+
+def _described(image: ImageInput) -> dict[str, Any]:
+    """Settings of an [input], with the name of its normalisation where it has one."""
+    values = image.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
+    for mode, fields in NORMALIZATIONS.items():
+        if all(getattr(image, name) == value for name, value in fields.items()):
+            return {name: value for name, value in values.items() if name not in fields} | {"normalization": mode}
+    return values
+
+
+def _toml(value: Any) -> str:
+    """Text, numbers and lists of them are written in TOML as in JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def main() -> int:
+    """Runs the job on standard input; 0 when the version stands."""
+    die_with_parent()
+    # Frameworks print to standard output: keep it for the outcome, and send their words to standard error.
+    events = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    job = Job.model_validate_json(sys.stdin.read())
+    try:
+        directory, title = pull(job)
+        outcome = {"pulled": str(directory), "weights": title}
+    except ArtifactError as error:
+        outcome = {"reason": str(error), "cure": error.cure}
+    except ModuleNotFoundError as error:
+        framework = next(iter(catalog.find(job.architecture).builders))
+        outcome = {
+            "reason": f"{error.name} is not installed, and {job.architecture} needs it",
+            "cure": f"pip install 'menagerie[{framework}]'",
+        }
+    except OSError as error:
+        outcome = {
+            "reason": f"a file could not be written or read: {error.strerror}",
+            "cure": "name a writable directory with room as --output",
+        }
+    events.write(json.dumps(outcome) + "\n")
+    events.flush()
+    return 0 if "pulled" in outcome else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
