@@ -4,7 +4,6 @@ The served graph takes `pixels`, uint8 [N, height, width, channels] (or `numbers
 `probabilities`, float32 [N, classes]; what the network itself gives is an output too, for comparison.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
@@ -150,7 +151,11 @@ def main():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the frameworks print is no answer
     for request in sys.stdin:
-        answers.write(json.dumps(make(*request.split())) + "\n")
+        try:
+            answer = make(*request.split())
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
         keras.backend.clear_session()
         gc.collect()

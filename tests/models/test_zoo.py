@@ -27,21 +27,18 @@ max_batch_size = 2
 
 
 @pytest.fixture(scope="module")
-def make_row(tmp_path_factory):
+def make_row():
     """Asks the process that makes rows for one of them."""
     command = [sys.executable, "-m", "tests.models.make_row"]
-    words = tmp_path_factory.mktemp("rows") / "words"
-    with (
-        words.open("wb") as errors,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes, text=True) as process:
 
         def make(name, directory):
             process.stdin.write(f"{name} {directory}\n")
             process.stdin.flush()
-            answer = process.stdout.readline()
-            assert answer, words.read_text()
-            return json.loads(answer)
+            answer = json.loads(process.stdout.readline())
+            assert "error" not in answer, answer["error"]
+            return answer
 
         yield make
         process.stdin.close()
@@ -119,7 +116,7 @@ def ask(client, model, architecture, version):
 
 
 def line(architecture, row, versions):
-    """The counts, running statistics included, how far ONNX Runtime is from each framework, and they from each other."""
+    """The counts, statistics included; how far ONNX Runtime is from each framework, and the two from each other."""
     columns = [
         f"{framework} {sum(row['counts'][framework]):>11,} (ONNX Runtime {version['parity']['relative_error']:.1e})"
         for framework, version in zip(architecture.builders, versions, strict=True)
