@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -19,9 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.artifact import ArtifactError, Spec
 from models.train import data, fit, publish, report
-from models.train.checkpoints import WORK_DIRECTORY, Checkpoints, Epoch
+from models.train.checkpoints import Checkpoints, Epoch
 from models.train.checkpoints import Progress as Done
-from models.train.recipe import DIGITS, Recipe, find_architecture, find_input
+from models.train.recipe import DIGITS, Recipe, find_architecture, find_input, reason
 
 LIBRARIES = {
     "torch": ("torch", "numpy", "pillow", "scikit-learn"),
@@ -73,9 +73,8 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Options]:
     try:
         return Recipe.model_validate(given), options
     except ValidationError as error:
-        problem = error.errors()[0]
-        name = "".join(f"--{str(part).replace('_', '-')}: " for part in problem["loc"][:1])
-        raise ArtifactError(f"{name}{problem['msg']}", "menagerie train --help lists what each option takes") from error
+        name = "".join(f"--{str(part).replace('_', '-')}: " for part in error.errors()[0]["loc"][:1])
+        raise ArtifactError(f"{name}{reason(error)}", "menagerie train --help lists what each option takes") from error
 
 
 def run(recipe: Recipe, options: Options, command: str) -> Path:
@@ -83,7 +82,7 @@ def run(recipe: Recipe, options: Options, command: str) -> Path:
     architecture = find_architecture(recipe)
     publish.check_name(options.output)
     item = find_input(recipe, architecture)
-    checkpoints = Checkpoints(options.output / WORK_DIRECTORY)
+    checkpoints = Checkpoints(options.output)
     examples = data.load(recipe)
     spec = _spec(recipe, architecture.output, item, examples.classes)
     with checkpoints.held():
@@ -122,7 +121,7 @@ def _spec(recipe: Recipe, output: Any, item: Any, classes: tuple[str, ...]) -> S
         )
     except ValidationError as error:
         raise ArtifactError(
-            f"{recipe.architecture} does not fit {recipe.data}: {error.errors()[0]['msg']}", "name another architecture"
+            f"{recipe.architecture} does not fit {recipe.data}: {reason(error)}", "name another architecture"
         ) from error
 
 
@@ -168,9 +167,9 @@ def _learner(recipe: Recipe, architecture: Any, spec: Spec) -> fit.Learner:
     except ArtifactError:
         raise
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        why = " ".join(str(error).split())
         raise ArtifactError(
-            f"{recipe.architecture} cannot be built for an input of {spec.input.shape}: {reason}",
+            f"{recipe.architecture} cannot be built for an input of {spec.input.shape}: {why}",
             f"give a larger --size; by default the network takes {architecture.input.shape}",
         ) from error
 
@@ -212,7 +211,7 @@ def _publish(
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in LIBRARIES[recipe.framework]},
     }
-    staging = publish.new_version(model)
+    staging = checkpoints.staging()
     learner.save_weights(staging / learner.weights_file)
     (staging / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     report.draw_confusion(staging / "confusion.png", shares, judged.labels, spec.labels)
@@ -232,7 +231,7 @@ class Listener:
         self._bar = Progress(*columns, TimeRemainingColumn(), console=out, transient=True) if out.is_terminal else None
         self._task = self._bar.add_task("epoch 1", total=None) if self._bar else None
 
-    def __enter__(self) -> "Listener":
+    def __enter__(self) -> Self:
         (self._bar or nullcontext()).__enter__()
         return self
 
@@ -248,8 +247,9 @@ class Listener:
     def epoch(self, epoch: Epoch) -> None:
         """After each epoch, once it is on disk."""
         out.print(
-            f"epoch {epoch.number:>3}/{self._epochs}  loss {epoch.loss:.4f}  validation loss {epoch.validation_loss:.4f}"
-            f"  accuracy {epoch.validation_accuracy:.4f}  rate {epoch.learning_rate:.2g}  {epoch.seconds:.1f} s"
+            f"epoch {epoch.number:>3}/{self._epochs}  loss {epoch.loss:.4f}"
+            f"  validation loss {epoch.validation_loss:.4f}  accuracy {epoch.validation_accuracy:.4f}"
+            f"  rate {epoch.learning_rate:.2g}  {epoch.seconds:.1f} s"
         )
 
 
@@ -263,7 +263,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             version = run(recipe, options, command)
         except KeyboardInterrupt:
-            return _interrupted(Checkpoints(options.output / WORK_DIRECTORY), command)
+            return _interrupted(Checkpoints(options.output), command)
     except ArtifactError as error:
         return _complain(str(error), error.cure)
     except ModuleNotFoundError as error:
@@ -278,7 +278,6 @@ def _interrupted(checkpoints: Checkpoints, command: str) -> int:
     latest = checkpoints.latest()
     if latest is None:
         err.print("interrupted before the end of an epoch; nothing was published")
-        checkpoints.clear()
         return INTERRUPTED
     err.print(f"interrupted; {latest.name.replace('-', ' ')} was the last that was finished. Nothing was published")
     err.print(f"  go on: {escape(command)} --resume\n  or publish the best epoch: {escape(command)} --publish-best")

@@ -9,9 +9,11 @@ from PIL import Image
 
 from models.train.recipe import Recipe
 
+DICE = 6  # numbers from 0 to 1 that decide one picture
+
 
 def augmented(pixels: NDArray[np.uint8], recipe: Recipe, dice: NDArray[Any]) -> NDArray[np.uint8]:
-    """Turned, zoomed, moved, mirrored and lit as far as the recipe allows; `dice` are six numbers from 0 to 1.
+    """Turned, zoomed, moved, mirrored and lit as far as the recipe allows; `dice` are DICE numbers from 0 to 1.
 
     What comes into view from beyond the picture's edge is the edge itself.
     """

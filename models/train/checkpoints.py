@@ -14,7 +14,6 @@ from models.artifact import ArtifactError
 from models.inputs import Frozen
 from models.train.recipe import Recipe
 
-WORK_DIRECTORY = ".training"
 PROGRESS_FILE = "progress.json"
 
 
@@ -42,8 +41,9 @@ class Progress(Frozen):
 class Checkpoints:
     """A directory with one subdirectory: the last whole epoch's. A process that is killed leaves the one before it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, model: Path) -> None:
+        # Beside the model, and hidden: the service does not look at it, and renames from it stay on one file system.
+        self.directory = model.with_name(f".training-{model.name}")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -56,7 +56,11 @@ class Checkpoints:
                 raise ArtifactError(
                     f"another process trains in {self.directory}", "wait for it, or name another --output"
                 ) from None
-            yield
+            try:
+                yield
+            finally:
+                if self.latest() is None:  # nothing to go on from
+                    self.clear()
 
     def latest(self) -> Path | None:
         """The last whole epoch's directory."""
@@ -91,6 +95,13 @@ class Checkpoints:
         publish(staging, target)
         if before is not None:
             shutil.rmtree(before)
+
+    def staging(self) -> Path:
+        """An empty directory for the files of a version."""
+        directory = self.directory / "version"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        return directory
 
     def clear(self) -> None:
         """Nothing is left to resume."""

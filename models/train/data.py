@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from models.artifact import ArtifactError
 from models.inputs import ImageInput, Input
-from models.train.augment import augmented
+from models.train.augment import DICE, augmented
 from models.train.recipe import DIGITS, Recipe
 
 Array = NDArray[Any]
@@ -66,7 +66,7 @@ def _load_digits(recipe: Recipe) -> Data:
         Examples([np.rint(ink * 255).astype(np.uint8) for ink in each.ink], each.labels)
         for each in digits.load_digits()
     )
-    train, validation = _split(rest, recipe.validation_split, recipe.seed)
+    train, validation = _split(rest, round(recipe.validation_split * len(rest)), recipe.seed)
     return Data(tuple("0123456789"), train, validation, test, DIGITS)
 
 
@@ -86,8 +86,8 @@ def _load_folder(recipe: Recipe) -> Data:
     paths = [path for found in files.values() for path in found]
     labels = np.repeat(np.arange(len(folders)), [len(found) for found in files.values()])
     _check_all(paths)
-    rest, test = _split(Examples(paths, labels), recipe.test_split, recipe.seed)
-    train, validation = _split(rest, recipe.validation_split / (1 - recipe.test_split), recipe.seed)
+    rest, test = _split(Examples(paths, labels), round(recipe.test_split * len(paths)), recipe.seed)
+    train, validation = _split(rest, round(recipe.validation_split * len(paths)), recipe.seed)
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\0".encode())
@@ -115,15 +115,15 @@ def _problem(path: Path) -> str:
     return ""
 
 
-def _split(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """The rest and this share, with as large a share of each class. Raises ArtifactError where a class is too small."""
-    if share == 0:
+def _split(examples: Examples, count: int, seed: int) -> tuple[Examples, Examples]:
+    """The rest and so many, with as large a share of each class. Raises ArtifactError where a class is too small."""
+    if count == 0:
         return examples, examples.at(np.arange(0))
     from sklearn.model_selection import train_test_split  # noqa: PLC0415
 
     try:
         rest, chosen = train_test_split(
-            np.arange(len(examples)), test_size=share, random_state=seed, stratify=examples.labels
+            np.arange(len(examples)), test_size=count, random_state=seed, stratify=examples.labels
         )
     except ValueError as error:
         raise ArtifactError(
@@ -205,18 +205,20 @@ class Batches:
         return self._read(examples, [places[start : start + size] for start in range(0, len(places), size)], None)
 
     def _read(self, examples: Examples, places: list[Array], epoch: int | None) -> Iterator[tuple[Array, Array]]:
-        def submit(index: int) -> Any:
+        def submit(index: int) -> tuple[Array, list[Future[Array]]]:
             chosen = examples.at(places[index])
-            generator = None if epoch is None else np.random.default_rng((self._recipe.seed, epoch, index))
-            changes = [None if generator is None else generator.random(6) for _ in chosen.items]
+            changes: list[Array | None] = [None] * len(chosen)
+            if epoch is not None:
+                changes = list(np.random.default_rng((self._recipe.seed, epoch, index)).random((len(chosen), DICE)))
             return chosen.labels, [
                 self._pool.submit(self._item, *each) for each in zip(chosen.items, changes, strict=True)
             ]
 
         following = submit(0) if places else None
-        for index in range(len(places)):
+        for index in range(1, len(places) + 1):
+            assert following is not None
             labels, items = following
-            following = submit(index + 1) if index + 1 < len(places) else None
+            following = submit(index) if index < len(places) else None
             yield self._finished(np.stack([item.result() for item in items])), labels
 
     def _item(self, item: Path | Array, change: Array | None) -> Array:

@@ -15,27 +15,48 @@ from models.train.recipe import Recipe
 
 
 class Learner(Protocol):
-    """A network of either framework, with its optimizer. Inputs are channels last; labels are class numbers."""
+    """A network of either framework, with its optimizer. Inputs are channels last; labels are class numbers.
+
+    One thread may use it, and one framework is in a process.
+    """
 
     weights_file: str
     """The name by which the service knows the file."""
     state_file: str
 
-    def start_epoch(self, epoch: int) -> None: ...
-    def set_learning_rate(self, rate: float) -> None: ...
-    def learn(self, inputs: Array, labels: Array) -> float: ...
-    def predict(self, inputs: Array) -> Array: ...
-    def save_weights(self, path: Path) -> None: ...
-    def load_weights(self, path: Path) -> None: ...
-    def save_state(self, path: Path) -> None: ...
-    def load_state(self, path: Path) -> None: ...
+    def start_epoch(self, epoch: int) -> None:
+        """Chance goes on from here as it does in every training of this seed."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For the steps that follow."""
+
+    def learn(self, inputs: Array, labels: Array) -> float:
+        """One step; the loss before it, penalties included."""
+
+    def predict(self, inputs: Array) -> Array:
+        """What the network gives for each item."""
+
+    def save_weights(self, path: Path) -> None:
+        """A file that the service takes."""
+
+    def load_weights(self, path: Path) -> None:
+        """What `save_weights` wrote."""
+
+    def save_state(self, path: Path) -> None:
+        """All that the next epoch begins with."""
+
+    def load_state(self, path: Path) -> None:
+        """What `save_state` wrote."""
 
 
 class Listener(Protocol):
     """Who wants to know how far it is."""
 
-    def step(self, epoch: int, done: int, total: int) -> None: ...
-    def epoch(self, epoch: Epoch) -> None: ...
+    def step(self, epoch: int, done: int, total: int) -> None:
+        """After each step."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """After each epoch, once it is on disk."""
 
 
 def fit(

@@ -31,7 +31,7 @@ def _hushed() -> Iterator[None]:
 
 
 class KerasLearner:
-    """One network with its optimizer; for one thread, and one in a process."""
+    """A models.train.fit.Learner."""
 
     weights_file = WEIGHTS_FILE
     state_file = "state.npz"

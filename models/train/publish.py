@@ -17,7 +17,6 @@ from models.train.checkpoints import publish, sync
 CONFIG_FILE = "model.toml"
 OVERRIDE_FILE = "artifact.toml"
 LABELS_FILE = "labels.txt"
-STAGING = ".publishing"
 
 
 def check_name(model: Path) -> None:
@@ -29,20 +28,23 @@ def check_name(model: Path) -> None:
         )
 
 
-def new_version(model: Path) -> Path:
-    """An empty directory inside the model's, which no reader looks at, for a version's files."""
-    staging = model / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    return staging
-
-
 def publish_version(model: Path, staging: Path, spec: Spec) -> Path:
     """Makes the files in `staging` the model's next version, which resolves to `spec`; returns its directory.
 
-    Settings go into model.toml and labels.txt where the model has none yet; else what the version needs of its own goes
+    A new model appears with its version at once. Where there is one already, what the version needs of its own goes
     into its artifact.toml. Raises ArtifactError where the model's settings cannot be overridden.
     """
+    if model.exists():
+        return _add_version(model, staging, spec)
+    whole = staging.with_name(f"{staging.name}-model")
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir()
+    version = _add_version(whole, staging, spec)
+    publish(whole, model)
+    return model / version.name
+
+
+def _add_version(model: Path, staging: Path, spec: Spec) -> Path:
     config = model / CONFIG_FILE
     if not config.exists():  # settings first: a version without them would be half of one
         labels = model / LABELS_FILE

@@ -136,9 +136,14 @@ def find_input(recipe: Recipe, architecture: Architecture) -> Input:
         found: ImageInput = TypeAdapter(ImageInput).validate_python(kept | changes)
     except ValidationError as error:
         raise ArtifactError(
-            f"the input does not fit together: {error.errors()[0]['msg']}", "give --normalization, such as unit"
+            f"the input does not fit together: {reason(error)}", "give --normalization, such as unit"
         ) from error
     return found
+
+
+def reason(error: ValidationError) -> str:
+    """The first complaint."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def _image_changes(recipe: Recipe) -> dict[str, Any]:

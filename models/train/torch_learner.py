@@ -18,14 +18,14 @@ WEIGHTS_FILE = "weights.pth"
 
 
 class TorchLearner:
-    """One network with its optimizer; for one thread."""
+    """A models.train.fit.Learner."""
 
     weights_file = WEIGHTS_FILE
     state_file = "state.pt"
 
     def __init__(self, architecture: Architecture, spec: Spec, recipe: Recipe) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it a GPU's sums differ from run to run
-        # Threads that spin while they wait take the cores from every other process, which takes them back: 50 times slower.
+        # Threads that spin while they wait fight every other process for its cores: up to 50 times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch  # noqa: PLC0415
 
