@@ -92,7 +92,7 @@ def run(recipe: Recipe, options: Options, command: str) -> Path:
         out.print(
             f"{recipe.architecture} in {recipe.framework}, input {'x'.join(map(str, item.shape))}; {_told(sizes)}"
         )
-        learner = _learner(recipe, architecture, spec)
+        learner = make_learner(recipe, architecture, spec)
         batches = data.Batches(recipe, item)
         try:
             if not options.publish_best:
@@ -155,7 +155,8 @@ def _begin(recipe: Recipe, options: Options, checkpoints: Checkpoints, examples:
     return found.model_copy(update={"recipe": recipe})
 
 
-def _learner(recipe: Recipe, architecture: Any, spec: Spec) -> fit.Learner:
+def make_learner(recipe: Recipe, architecture: Any, spec: Spec) -> fit.Learner:
+    """An untrained network. Raises ArtifactError where the input is too small for it."""
     try:
         if recipe.framework == "torch":
             from models.train.torch_learner import TorchLearner  # noqa: PLC0415 - one framework in a process

@@ -45,6 +45,7 @@ class KerasLearner:
             import tensorflow as tf  # noqa: PLC0415
 
         self._keras, self._tf, self._recipe = keras, tf, recipe
+        keras.utils.clear_session()  # layers are numbered, and their names are in the files
         keras.utils.set_random_seed(recipe.seed)
         tf.config.experimental.enable_op_determinism()
         self.network = architecture.build("keras", spec.input.shape, spec.outputs)

@@ -55,7 +55,8 @@ class TorchLearner:
             "rmsprop": lambda: optim.RMSprop(learnt, rate, alpha=0.9, eps=EPSILON),
             "adam": lambda: optim.Adam(learnt, rate, eps=EPSILON),
             "adamw": lambda: optim.AdamW(learnt, rate, eps=EPSILON, weight_decay=recipe.weight_decay),
-            "nadam": lambda: optim.NAdam(learnt, rate, eps=EPSILON),
+            # The decay of the momentum is Keras', which cannot be set there.
+            "nadam": lambda: optim.NAdam(learnt, rate, eps=EPSILON, momentum_decay=1.0),
             "adadelta": lambda: optim.Adadelta(learnt, rate, rho=0.95, eps=EPSILON),
         }
         return makers[recipe.optimizer]()
