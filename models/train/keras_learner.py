@@ -55,14 +55,22 @@ class KerasLearner:
                 raise ArtifactError(f"{architecture.name} has no dropout layer", "leave out --dropout")
             for each in dropouts:
                 each.rate = recipe.dropout
-        if recipe.l1 or recipe.l2:
-            for variable in self.network.trainable_variables:
-                if variable.name.endswith("kernel"):
-                    variable.regularizer = keras.regularizers.L1L2(recipe.l1, recipe.l2)
+        for variable in self.network.trainable_variables:
+            if recipe.initializer != "default":
+                self._initialize(variable, recipe.initializer)
+            if variable.name.endswith("kernel") and (recipe.l1 or recipe.l2):
+                variable.regularizer = keras.regularizers.L1L2(recipe.l1, recipe.l2)
         self._optimizer = self._make_optimizer(recipe)
         self._optimizer.build(self.network.trainable_variables)
         self._step = tf.function(self._learn, reduce_retracing=True)
         self._forward = tf.function(lambda inputs: self.network(inputs, training=False), reduce_retracing=True)
+
+    def _initialize(self, variable: Any, initializer: str) -> None:
+        made = {"glorot": "GlorotUniform", "he": "HeUniform"}[initializer]
+        if variable.name.endswith("kernel"):
+            variable.assign(getattr(self._keras.initializers, made)()(variable.shape))
+        elif variable.name.endswith("bias"):
+            variable.assign(np.zeros(variable.shape))
 
     def _make_optimizer(self, recipe: Recipe) -> Any:
         optim, rate = self._keras.optimizers, recipe.first_learning_rate

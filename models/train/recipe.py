@@ -60,6 +60,9 @@ class Recipe(Frozen):
     weight_decay: float = Field(0.01, ge=0, description="Of adamw")
     l1: float = Field(0, ge=0, description="Penalty on the absolute values of the kernels")
     l2: float = Field(0, ge=0, description="Penalty on the squares of the kernels")
+    initializer: Literal["default", "glorot", "he"] = Field(
+        "default", description="Of the kernels, with biases of 0; default is the framework's own. Deep networks want he"
+    )
     dropout: float | None = Field(None, ge=0, lt=1, description="Rate of the network's dropout layers")
 
     shift: float = Field(0, ge=0, le=0.5, description="Moves pictures by up to this share of their sides")

@@ -41,11 +41,27 @@ class TorchLearner:
                 raise ArtifactError(f"{architecture.name} has no dropout layer", "leave out --dropout")
             for each in dropouts:
                 each.p = recipe.dropout
+        if recipe.initializer != "default":
+            self._initialize(recipe.initializer)
         self.network.to(self._device)
         learnt = [each for each in self.network.parameters() if each.requires_grad]
         # A bias or a normalisation's factor is a vector; what is penalised is not.
         self._kernels = [each for each in learnt if each.ndim > 1]
         self._optimizer = self._make_optimizer(learnt, recipe)
+
+    def _initialize(self, initializer: str) -> None:
+        init = self._torch.nn.init
+        for module in self.network.modules():
+            parameters = [each for each in module.parameters(recurse=False) if each.requires_grad]
+            if not any(each.ndim > 1 for each in parameters):
+                continue  # a normalisation, or a container
+            for each in parameters:
+                if each.ndim == 1:
+                    init.zeros_(each)
+                elif initializer == "glorot":
+                    init.xavier_uniform_(each)
+                else:
+                    init.kaiming_uniform_(each, nonlinearity="relu")
 
     def _make_optimizer(self, learnt: list[Any], recipe: Recipe) -> Any:
         optim, rate = self._torch.optim, recipe.first_learning_rate
