@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Options]:
         "--publish-best", action="store_true", help="Publish the best epoch of a training that was interrupted"
     )
     given = vars(parser.parse_args(arguments))
-    options = Options(given.pop("output").absolute(), given.pop("resume"), given.pop("publish_best"))
+    options = Options(given.pop("output"), given.pop("resume"), given.pop("publish_best"))
     try:
         return Recipe.model_validate(given), options
     except ValidationError as error:

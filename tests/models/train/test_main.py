@@ -124,43 +124,22 @@ def test_what_it_did_stands_beside_the_weights(trained, repository, photos, fram
     assert not list(repository.glob(".training*"))
 
 
-# In a process of its own: the framework's answer to what the server would hand to it.
-ANSWER = """
-import os, sys
-os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-from pathlib import Path
-import numpy as np
-from models import catalog, weights
-from models.export import forward, network_input
-from service.repository import Repository
-artifact = Repository(Path(sys.argv[1])).resolve("sides", int(sys.argv[2])).source
-spec = artifact.spec
-network = catalog.find(spec.architecture).build(spec.framework, spec.input.shape, spec.outputs)
-weights.load(network, spec.framework, artifact.weights)
-np.save(sys.argv[4], forward(network, spec.framework, network_input(spec, np.load(sys.argv[3]))))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_version_is_served_as_it_was_trained(trained, repository, photos, tmp_path, framework):
-    number = FRAMEWORKS.index(framework) + 1
-    artifact = Repository(repository).resolve("sides", number).source
+    """The conversion compares ONNX Runtime's answers with the framework's own."""
+    artifact = Repository(repository).resolve("sides", FRAMEWORKS.index(framework) + 1).source
     assert artifact.spec.framework == framework
     assert artifact.spec.labels == ("left", "right")
     directory = asyncio.run(Converter(tmp_path / "cache", timeout_seconds=300).convert(artifact))
-    _, content = read_published(directory)
-    engine = Engine(content, plan(Settings(), gpus=(), cores=2, max_batch_size=8))
+    manifest, content = read_published(directory)
+    assert manifest.parity.relative_error < 1e-5
+    assert manifest.parity.top1_agreement == 1
+    engine = Engine(content, plan(Settings(), gpus=(), cores=2, max_batch_size=64))
     engine.open(2)
-    pixels = np.stack([data.pixels(path, artifact.spec.input) for path in sorted(photos.glob("*/1?.jpg"))[:8]])
-    served = engine.run(pixels)
+    served = engine.run(np.stack([data.pixels(path, artifact.spec.input) for path in sorted(photos.glob("*/*.jpg"))]))
     engine.close()
-    np.save(tmp_path / "pixels.npy", pixels)
-    command = [sys.executable, "-c", ANSWER, repository, str(number), tmp_path / "pixels.npy", tmp_path / "answers.npy"]
-    subprocess.run(command, check=True, capture_output=True)
-    logits = np.load(tmp_path / "answers.npy").astype(np.float64)
-    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(served, expected, atol=1e-5)
+    np.testing.assert_array_equal(served.argmax(axis=1), np.repeat([0, 1], 30))
 
 
 # Interruptions.
@@ -229,9 +208,9 @@ def check(told):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("network", QUICK)
-def test_a_small_network_reads_the_digits(tmp_path, network, framework):
-    check(train(network, framework, tmp_path / "model"))
+def test_small_networks_read_the_digits(tmp_path, framework):
+    for told in train(QUICK, framework, tmp_path).values():
+        check(told)
 
 
 @pytest.mark.training
@@ -239,4 +218,4 @@ def test_a_small_network_reads_the_digits(tmp_path, network, framework):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("network", sorted(RECIPES.keys() - set(QUICK)))
 def test_a_large_network_reads_the_digits(tmp_path, network, framework):
-    check(train(network, framework, tmp_path / "model"))
+    check(train([network], framework, tmp_path)[network])
