@@ -93,6 +93,7 @@ def run(recipe: Recipe, options: Options, command: str) -> Path:
             f"{recipe.architecture} in {recipe.framework}, input {'x'.join(map(str, item.shape))}; {_told(sizes)}"
         )
         learner = make_learner(recipe, architecture, spec)
+        publish.check_settings(options.output, checkpoints.staging(), learner.weights_file, spec)
         batches = data.Batches(recipe, item)
         try:
             if not options.publish_best:

@@ -20,12 +20,21 @@ LABELS_FILE = "labels.txt"
 
 
 def check_name(model: Path) -> None:
-    """Raises ArtifactError where the service would not take the directory for a model."""
+    """Raises ArtifactError where the service would not take this for a model."""
     if not MODEL_NAME.fullmatch(model.name):
         raise ArtifactError(
             f"{model.name!r} is no name for a model",
             "name REPOSITORY/MODEL: lower-case letters, digits, '.', '_' and '-', at most 64",
         )
+    if model.exists() and not model.is_dir():
+        raise ArtifactError(f"{model} is a file", "name another --output")
+
+
+def check_settings(model: Path, staging: Path, weights_file: str, spec: Spec) -> None:
+    """Raises ArtifactError where `publish_version` would, before anything is trained."""
+    (staging / weights_file).touch()
+    if (model / CONFIG_FILE).exists():
+        _override(model, staging, spec)
 
 
 def publish_version(model: Path, staging: Path, spec: Spec) -> Path:
@@ -51,21 +60,7 @@ def _add_version(model: Path, staging: Path, spec: Spec) -> Path:
         if not labels.exists():
             _write(labels, "".join(f"{label}\n" for label in spec.labels))
         _write(config, _toml({"architecture": spec.architecture, "input": _input(spec)}))
-    if _resolved(model, staging) != spec:
-        values = {
-            "architecture": spec.architecture,
-            "framework": spec.framework,
-            "weights": next(path.name for path in staging.glob("weights.*")),
-            "num_classes": spec.num_classes,
-            "labels": spec.labels,
-            "output": spec.output,
-            "input": _input(spec),
-        }
-        (staging / OVERRIDE_FILE).write_text(_toml(values), encoding="utf-8")
-        if _resolved(model, staging) != spec:
-            raise ArtifactError(
-                f"the settings in {config} cannot be those of this version", "publish it with another --output"
-            )
+    _override(model, staging, spec)
     while True:
         numbers = [int(path.name) for path in model.iterdir() if path.name.isascii() and path.name.isdigit()]
         target = model / str(max(numbers, default=0) + 1)
@@ -76,6 +71,26 @@ def _add_version(model: Path, staging: Path, spec: Spec) -> Path:
                 raise
         else:
             return target
+
+
+def _override(model: Path, staging: Path, spec: Spec) -> None:
+    """Writes an artifact.toml where the model's own settings do not make of the version what it is."""
+    if _resolved(model, staging) == spec:
+        return
+    values = {
+        "architecture": spec.architecture,
+        "framework": spec.framework,
+        "weights": next(path.name for path in staging.glob("weights.*")),
+        "num_classes": spec.num_classes,
+        "labels": spec.labels,
+        "output": spec.output,
+        "input": _input(spec),
+    }
+    (staging / OVERRIDE_FILE).write_text(_toml(values), encoding="utf-8")
+    if _resolved(model, staging) != spec:
+        raise ArtifactError(
+            f"the settings in {model / CONFIG_FILE} cannot be those of this version", "name another --output"
+        )
 
 
 def _resolved(model: Path, version: Path) -> Spec | None:

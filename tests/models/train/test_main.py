@@ -144,7 +144,7 @@ def test_a_version_is_served_as_it_was_trained(trained, repository, photos, tmp_
 
 # Interruptions.
 
-SLOW = ["mlp_image", "digits", "--size=8", "--epochs=1000", "--patience-epochs=0"]
+SLOW = ["mlp_image", "digits", "--size=8", "--epochs=1000", "--batch-size=4", "--patience-epochs=0"]
 
 
 def interrupted(signal_number, *command):
@@ -172,9 +172,9 @@ def test_a_killed_training_publishes_nothing_and_goes_on(tmp_path):
     assert other.returncode == 1
     assert "had seed 0, and this command has 1" in other.stderr
 
-    less = [word.replace("1000", "6") for word in command]
+    less = [word.replace("1000", "12") for word in command]
     done = subprocess.run([*less, "--resume"], check=True, capture_output=True, text=True)
-    numbers = [int(number) for number in re.findall(r"^epoch +(\d+)/6", done.stdout, re.MULTILINE)]
+    numbers = [int(number) for number in re.findall(r"^epoch +(\d+)/12", done.stdout, re.MULTILINE)]
     assert numbers[0] > 3
     assert Repository(tmp_path).resolve("model", 1).source.spec.framework == "torch"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -99,6 +99,21 @@ def test_settings_that_cannot_be_overridden_are_told(model):
     assert not (model / "2").exists()
 
 
+def test_they_are_told_before_anything_is_trained(model, tmp_path):
+    publish.check_settings(model, tmp_path, "weights.pth", spec())
+    add(model, spec())
+    publish.check_settings(model, tmp_path, "weights.pth", spec(labels=("one", "two", "three")))
+    numbers = spec(architecture="mlp_iris", input=NumbersInput(shape=(64,)))
+    with pytest.raises(ArtifactError, match="cannot be those of this version"):
+        publish.check_settings(model, tmp_path, "weights.pth", numbers)
+
+
+def test_a_file_is_no_model(model):
+    model.touch()
+    with pytest.raises(ArtifactError, match="is a file"):
+        publish.check_name(model)
+
+
 @pytest.mark.parametrize("name", ["Model", ".model", "a" * 65])
 def test_a_name_that_the_service_would_not_take(model, name):
     with pytest.raises(ArtifactError, match="is no name for a model"):
