@@ -1,7 +1,7 @@
 """Every option of a training, with its unit and its default."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 
@@ -77,7 +77,7 @@ class Recipe(Frozen):
     patience_epochs: int = Field(12, ge=0, description="Without a better epoch for so long, it ends; 0 is never")
 
     @model_validator(mode="after")
-    def _check(self) -> "Recipe":
+    def _check(self) -> Self:
         if self.normalization not in {None, *NORMALIZATIONS}:
             raise ValueError(f"normalization {self.normalization!r} is not one of {', '.join(NORMALIZATIONS)}")
         if self.validation_split + self.test_split >= 1:

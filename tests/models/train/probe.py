@@ -37,8 +37,8 @@ class Interrupting(Silent):
             raise KeyboardInterrupt
 
 
-def small(framework, architecture, **options):
-    """A learner of four numbers, with the same weights in both frameworks."""
+def untrained(framework, architecture, **options):
+    """A learner of four numbers."""
     found = catalog.find(architecture)
     classes = found.num_classes
     spec = Spec(
@@ -50,7 +50,12 @@ def small(framework, architecture, **options):
         labels=tuple(map(str, range(classes))),
     )
     recipe = Recipe(architecture=architecture, data="digits", framework=framework, batch_size=8, **options)
-    learner = make_learner(recipe, found, spec)
+    return make_learner(recipe, found, spec)
+
+
+def small(framework, architecture, **options):
+    """With the same weights in both frameworks."""
+    learner = untrained(framework, architecture, **options)
     random = np.random.default_rng(0)
     if framework == "keras":
         learner.network.set_weights(
@@ -64,6 +69,13 @@ def small(framework, architecture, **options):
                 value = random.normal(0, 0.5, tuple(parameter.shape)[::-1]).astype(np.float32)
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(value.T)))
     return learner
+
+
+def largest(framework, initializer):
+    """The largest value of each parameter."""
+    network = untrained(framework, "mlp_iris", initializer=initializer).network
+    values = network.get_weights() if framework == "keras" else [each.detach().numpy() for each in network.parameters()]
+    return [float(np.abs(value).max()) for value in values]
 
 
 def losses(learner, classes):
@@ -144,6 +156,7 @@ def main(framework, directory):
         },
         "penalized": losses(small(framework, "mlp_iris", l1=0.01, l2=0.02), 3),
         "rates": rates(framework),
+        "largest": {initializer: largest(framework, initializer) for initializer in ("glorot", "he")},
     }
     options = {"shift": 0.1, "epochs": 3, "optimizer": "nadam"}
     whole = trained(framework, directory / "whole", **options)

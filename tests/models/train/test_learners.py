@@ -65,6 +65,14 @@ def test_dropout_is_the_networks(answers, framework):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_kernels_begin_as_the_initializer_says_and_biases_at_zero(answers, framework):
+    bounds = {"glorot": [(6 / 20) ** 0.5, 0, (6 / 19) ** 0.5, 0], "he": [(6 / 4) ** 0.5, 0, (6 / 16) ** 0.5, 0]}
+    for initializer, found in answers[framework]["largest"].items():
+        np.testing.assert_allclose(found, bounds[initializer], rtol=0.15)
+        assert (np.array(found) <= bounds[initializer]).all()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_same_seed_gives_the_same_bytes(answers, framework):
     assert answers[framework]["same seed"]
     assert not answers[framework]["other seed"]
