@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Trains large networks for half an hour: test-training.
+# `make test-training` trains large networks, for a quarter of an hour.
 
 .PHONY: serve test test-fast test-training check image
 

@@ -257,7 +257,6 @@ class Listener:
 
 def main(arguments: Sequence[str]) -> int:
     """0 when a version is published, 1 where something is wrong, 130 when it was interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         recipe, options = parse(arguments)
         words = [each for each in arguments if each not in {"--resume", "--publish-best"}]
@@ -292,4 +291,5 @@ def _complain(message: str, cure: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
