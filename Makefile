@@ -3,22 +3,27 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test test-fast check image
+# `make test-training` trains large networks, for a quarter of an hour.
+
+.PHONY: serve test test-fast test-training check image
 
 serve: .venv/serve
 	@$(BIN)/menagerie serve
 
 test: .venv/test
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not training"
 
 test-fast: .venv/test
 	$(BIN)/pytest -m "not slow"
+
+test-training: .venv/test
+	$(BIN)/pytest -m training
 
 check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not training"
 
 image:
 	docker build --target full --tag menagerie:full .

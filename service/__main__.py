@@ -1,4 +1,4 @@
-"""The command line: serve, convert, pull, models, predict, check."""
+"""The command line: serve, convert, pull, train, models, predict, check."""
 
 import asyncio
 import json
@@ -293,6 +293,16 @@ def check(repository: RepositoryOption = None) -> None:
         if not count:
             raise RepositoryError("the repository is empty", cure="make a directory for a model in it")
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Train an architecture on images, and publish it into a model repository."""
+    # The trainer becomes this process: signals reach it, its exit status is this one's, and no framework comes in here.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "models.train", *context.args])  # noqa: S606
 
 
 def _settings(**overrides: object) -> Settings:

@@ -4,6 +4,7 @@ import inspect
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,21 @@ def test_your_own_weights_are_five_lines(serve, tmp_path):
     assert command.endswith("menagerie serve --repository my_models")
     server = serve(repository=tmp_path / "my_models").wait_ready()
     assert server.get("/models/flowers/labels").json()["labels"] == ["daisy", "rose", "tulip"]
+
+
+@pytest.mark.slow
+def test_the_training_goes_as_shown(tmp_path):
+    """But for its figures: they are this processor's."""
+    ((command, output),) = [each for each in COMMANDS.items() if "menagerie train" in each[0]]
+    words = [sys.executable, "-m", "service", *shlex.split(command)[1:]]
+    words[-1] = str(tmp_path / "handwriting")
+    shown = output.replace("trained/handwriting", words[-1])
+    told = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    assert figureless(told) == figureless(shown)
+
+
+def figureless(text):
+    return re.sub(r"\d+\.\d+|(?<=best epoch )\d", "0", text)
 
 
 def test_the_default_models_are_named():

@@ -37,6 +37,15 @@ def test_every_command_explains_itself():
         assert run(command, "--help").exit_code == 0
 
 
+def test_train_becomes_the_trainer_with_the_same_words(monkeypatch):
+    became = []
+    monkeypatch.setattr("os.execv", lambda path, words: became.append((path, words)))
+    for words in (["lenet5", "digits", "--output", "a b", "--epochs", "3"], ["--help"]):
+        assert run("train", *words).exit_code == 0
+        assert became.pop() == (sys.executable, [sys.executable, "-P", "-m", "models.train", *words])
+    assert "train" in run("--help").output
+
+
 def test_predict_needs_no_server(photo, repository, tmp_path):
     result = run("predict", photo, "--model", "colour", "--top-k", 2, "--repository", repository, "--cache", tmp_path)
     assert result.exit_code == 0, result.output

@@ -1,8 +1,8 @@
-"""Fit, evaluate, save: weights for the zoo.
+"""The default model `digits`: LeNet-5 for handwriting as users post it.
 
-    python -m models.train digits --output models/repository/digits/1
+    python -m models.train.digits --output models/repository/digits/1
 
-`digits` is Keras' LeNet-5, trained on scikit-learn's 1797 handwritten digits of 8x8 pixels. What a user posts is
+It is Keras' LeNet-5, trained on scikit-learn's 1797 handwritten digits of 8x8 pixels. What a user posts is
 larger, thinner, dark on light as often as not, off the centre and unevenly lit: so is what it is trained with.
 """
 
@@ -299,13 +299,13 @@ def train_digits(output: Path, *, command: str, epochs: int, seed: int) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m models.train", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", choices=["digits"])
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m models.train.digits", description=summary)
     parser.add_argument("--output", type=Path, required=True, help="the version's directory")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    command = shlex.join(["python", "-m", "models.train", *arguments])
+    command = shlex.join(["python", "-m", "models.train.digits", *arguments])
     train_digits(options.output, command=command, epochs=options.epochs, seed=options.seed)
 
 

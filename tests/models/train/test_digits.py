@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from models import train
 from models.parity import SAMPLES
+from models.train import digits as recipe
 from service.settings import DEFAULT_REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def framed(picture, margin):
 
 
 def held_out(side, margin, resample=Image.Resampling.BICUBIC):
-    digits = train.load_digits()[1]
+    digits = recipe.load_digits()[1]
     for ink, label in zip(digits.ink, digits.labels, strict=True):
         digit = Image.fromarray(np.rint(ink * 255).astype(np.uint8)).resize((side, side), resample)
         yield ImageOps.expand(digit, round(side * margin)), label
@@ -206,7 +206,7 @@ def test_the_samples_are_read(tmp_path):
 
 
 def test_what_is_held_out_is_a_fifth_of_each_digit():
-    trained, held = train.load_digits()
+    trained, held = recipe.load_digits()
     assert (len(trained.labels), len(held.labels)) == (1437, 360)
     assert np.bincount(held.labels).tolist() == pytest.approx(np.bincount(trained.labels) / 4, abs=1)
 
@@ -214,8 +214,8 @@ def test_what_is_held_out_is_a_fifth_of_each_digit():
 def test_the_committed_command_is_the_default():
     """Nothing that decides the weights is left out of the command."""
     report = json.loads((VERSION / "training.json").read_text())
-    assert report["command"] == "python -m models.train digits --output models/repository/digits/1"
-    assert (report["epochs"], report["seed"]) == (train.EPOCHS, 0)
+    assert report["command"] == "python -m models.train.digits --output models/repository/digits/1"
+    assert (report["epochs"], report["seed"]) == (recipe.EPOCHS, 0)
 
 
 def parameters(file):
@@ -233,7 +233,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     made = []
     for name in ("first", "second"):
         output = tmp_path / name / "digits" / "1"
-        command = [sys.executable, "-m", "models.train", "digits", "--output", str(output), "--epochs", "1"]
+        command = [sys.executable, "-m", "models.train.digits", "--output", str(output), "--epochs", "1"]
         subprocess.run(command, check=True, capture_output=True, env=os.environ)
         output.with_name("model.toml").write_text(settings)
         made.append(parameters(output / "weights.keras"))
@@ -245,7 +245,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
 
     report = json.loads((output / "training.json").read_text())
     assert shlex.split(report["command"])[1:] == command[1:]
-    trained = train.load_digits()[1]
-    pages = [train.picture(ink) for ink in trained.ink]
+    trained = recipe.load_digits()[1]
+    pages = [recipe.picture(ink) for ink in trained.ink]
     share = np.mean(read(squeezed(pages), tmp_path, tmp_path / "second") == trained.labels)
     assert share == pytest.approx(report["accuracy"]["plain"]["white_on_black"], abs=1.1 / 360)

@@ -1,0 +1,161 @@
+"""Epochs: learn, look at the validation examples, keep the best weights, and stop when nothing improves."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from models.artifact import ArtifactError
+from models.train.checkpoints import Checkpoints, Epoch, Progress
+from models.train.data import Array, Batches, Data, Examples
+from models.train.recipe import Recipe
+
+
+class Learner(Protocol):
+    """A network of either framework, with its optimizer. Inputs are channels last; labels are class numbers.
+
+    One thread may use it, and one framework is in a process.
+    """
+
+    weights_file: str
+    """The name by which the service knows the file."""
+    state_file: str
+
+    def start_epoch(self, epoch: int) -> None:
+        """Chance goes on from here as it does in every training of this seed."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For the steps that follow."""
+
+    def learn(self, inputs: Array, labels: Array) -> float:
+        """One step; the loss before it, penalties included."""
+
+    def predict(self, inputs: Array) -> Array:
+        """What the network gives for each item."""
+
+    def save_weights(self, path: Path) -> None:
+        """A file that the service takes."""
+
+    def load_weights(self, path: Path) -> None:
+        """What `save_weights` wrote."""
+
+    def save_state(self, path: Path) -> None:
+        """All that the next epoch begins with."""
+
+    def load_state(self, path: Path) -> None:
+        """What `save_state` wrote."""
+
+
+class Listener(Protocol):
+    """Who wants to know how far it is."""
+
+    def step(self, epoch: int, done: int, total: int) -> None:
+        """After each step."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """After each epoch, once it is on disk."""
+
+
+def fit(
+    learner: Learner, data: Data, batches: Batches, progress: Progress, checkpoints: Checkpoints, listener: Listener
+) -> Progress:
+    """Goes on from `progress` until the recipe says that it is enough; each epoch is checkpointed.
+
+    A training that was interrupted and goes on ends with the weights of one that was not. Raises ArtifactError where
+    the loss stops being a number.
+    """
+    recipe = progress.recipe
+    if latest := checkpoints.latest():
+        learner.load_state(latest / learner.state_file)
+    while not is_enough(progress.epochs, recipe):
+        epoch = _epoch(learner, data, batches, progress, listener)
+        progress = progress.model_copy(update={"epochs": (*progress.epochs, epoch)})
+        is_best = best(progress.epochs, recipe) == epoch
+
+        def write(directory: Path, *, is_best: bool = is_best) -> None:
+            learner.save_state(directory / learner.state_file)
+            if is_best:
+                learner.save_weights(directory / learner.weights_file)
+
+        checkpoints.save(progress, write, kept=None if is_best else learner.weights_file)
+        listener.epoch(epoch)
+    return progress
+
+
+def _epoch(learner: Learner, data: Data, batches: Batches, progress: Progress, listener: Listener) -> Epoch:
+    recipe, number, started = progress.recipe, len(progress.epochs) + 1, time.monotonic()
+    rate = next_learning_rate(progress.epochs, recipe)
+    learner.set_learning_rate(rate)
+    learner.start_epoch(number)
+    losses: list[float] = []
+    total = max(1, len(data.train) // recipe.batch_size)
+    for inputs, labels in batches.shuffled(data.train, number):
+        losses.append(learner.learn(inputs, labels))
+        listener.step(number, len(losses), total)
+    outputs = predict(learner, batches, data.validation)
+    epoch = Epoch(
+        number=number,
+        loss=float(np.mean(losses)),
+        validation_loss=cross_entropy(probabilities(outputs), data.validation.labels),
+        validation_accuracy=float(np.mean(probabilities(outputs).argmax(axis=1) == data.validation.labels)),
+        learning_rate=rate,
+        seconds=round(time.monotonic() - started, 2),
+    )
+    if not math.isfinite(epoch.loss + epoch.validation_loss):
+        raise ArtifactError(
+            f"the loss is no number any more in epoch {number}", "lower --learning-rate, or change --normalization"
+        )
+    return epoch
+
+
+def predict(learner: Learner, batches: Batches, examples: Examples) -> Array:
+    """What the network gives for each of the examples."""
+    return np.concatenate([learner.predict(inputs) for inputs, _ in batches.in_order(examples)])
+
+
+def probabilities(outputs: Array) -> Array:
+    """One for each class, from logits, or from the logit of the second of two classes."""
+    logits = outputs.astype(np.float64)
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: Array = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def cross_entropy(shares: Array, labels: Array) -> float:
+    """Mean over the examples, in nats."""
+    given = shares[np.arange(len(labels)), labels]
+    return float(-np.log(given.clip(np.finfo(np.float64).tiny)).mean())
+
+
+# What is decided after an epoch follows from the epochs so far: a training that goes on decides the same.
+
+
+def best(epochs: Sequence[Epoch], recipe: Recipe) -> Epoch:
+    """The first of the best ones."""
+    if recipe.watch == "accuracy":
+        return min(epochs, key=lambda epoch: (-epoch.validation_accuracy, epoch.validation_loss))
+    return min(epochs, key=lambda epoch: epoch.validation_loss)
+
+
+def next_learning_rate(epochs: Sequence[Epoch], recipe: Recipe) -> float:
+    """The last one; lower when it brought nothing better for `plateau_epochs`."""
+    if not epochs:
+        return recipe.first_learning_rate
+    rate = epochs[-1].learning_rate
+    with_this_rate = sum(epoch.learning_rate == rate for epoch in epochs)
+    since_best = len(epochs) - best(epochs, recipe).number
+    waited = min(with_this_rate, since_best)
+    return rate * recipe.plateau_factor if recipe.plateau_epochs and waited >= recipe.plateau_epochs else rate
+
+
+def is_enough(epochs: Sequence[Epoch], recipe: Recipe) -> bool:
+    """Whether all epochs are done, or `patience_epochs` have brought nothing better."""
+    if not epochs:
+        return False
+    waited = len(epochs) - best(epochs, recipe).number
+    return len(epochs) >= recipe.epochs or bool(recipe.patience_epochs and waited >= recipe.patience_epochs)
