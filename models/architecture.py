@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from models.inputs import Input
+from models.outputs import Output, outputs_of
 
 Framework = Literal["torch", "keras"]
-Output = Literal["logits", "probabilities", "logit", "probability"]
-"""What a network gives: a number for each class, or one number for the second of two classes."""
 
 Builder = Callable[..., Any]
 """`builder(shape, num_classes, **options)` returns the framework's own network: a torch.nn.Module or a keras.Model.
@@ -47,8 +46,3 @@ class Architecture:
         if outputs is None:
             outputs = outputs_of(self.output, self.num_classes)
         return self.builders[framework](shape or self.input.shape, outputs, **self.options)
-
-
-def outputs_of(output: Output, num_classes: int) -> int:
-    """How many numbers a network gives for an item."""
-    return 1 if output in {"logit", "probability"} else num_classes

@@ -12,8 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
 
-from models.architecture import Architecture, Framework, Output, outputs_of
+from models.architecture import Architecture, Framework
 from models.inputs import Frozen, Input, expand
+from models.outputs import Output, outputs_of
 
 CONFIG_FILE = "model.toml"
 OVERRIDE_FILE = "artifact.toml"
@@ -38,6 +39,7 @@ _CONVERTER = (
     "export.py",
     "inputs.py",
     "keras_export.py",
+    "outputs.py",
     "parity.py",
     "weights.py",
     "zoo/pieces.py",
@@ -156,6 +158,8 @@ class Manifest(Frozen):
     """Versions of the libraries that made the file."""
     seconds: Mapping[str, float]
     """How long each step took."""
+    peak_memory_bytes: int = 0
+    """The most that the conversion had in memory at once; 0 where the system does not say."""
 
 
 def resolve(config: ModelConfig, architecture: Architecture, directory: Path, labels_file: Path) -> Artifact:

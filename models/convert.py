@@ -37,6 +37,7 @@ from models.artifact import (
     published_manifest,
 )
 from models.inputs import Frozen
+from models.publish import publish
 
 STEPS = ("build", "load", "export", "join", "compare", "publish")
 PRODUCERS = {"torch": ("torch", "onnxscript", "onnx"), "keras": ("tensorflow", "keras", "tf2onnx", "onnx")}
@@ -123,8 +124,13 @@ class Conversion:
                 opset=opset,
                 producers={name: metadata.version(name) for name in PRODUCERS[self.spec.framework]},
                 seconds=self.seconds,
+                peak_memory_bytes=peak_memory_bytes(),
             )
-            publish({ONNX_FILE: content, MANIFEST_FILE: manifest.model_dump_json(indent=2).encode()}, staging, target)
+            staging.mkdir()
+            (staging / ONNX_FILE).write_bytes(content)
+            (staging / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)  # one that is not whole, if any
+            publish(staging, target)
 
 
 def build(architecture: Architecture, spec: Spec) -> Any:
@@ -139,27 +145,13 @@ def build(architecture: Architecture, spec: Spec) -> Any:
         ) from error
 
 
-def publish(files: dict[str, bytes], staging: Path, target: Path) -> None:
-    """Writes beside, then renames: a reader sees all of the files or none."""
-    staging.mkdir()
-    for name, content in files.items():
-        with (staging / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    for directory in (staging, target.parent):
-        _sync(directory)
-    shutil.rmtree(target, ignore_errors=True)  # one that is not whole, if any
-    staging.rename(target)
-    _sync(target.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def peak_memory_bytes() -> int:
+    """The most that this process has had in memory; 0 where the system does not say."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def die_with_parent() -> None:

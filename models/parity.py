@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import export
-from models.architecture import Output
 from models.artifact import ArtifactError, Parity, Spec
 from models.inputs import ImageInput
+from models.outputs import probabilities_of
 
 Array = NDArray[Any]
 
@@ -66,15 +66,3 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
             "check the weights for NaN and infinity; if they are sound, report the architecture",
         )
     return parity
-
-
-def probabilities_of(given: Array, output: Output) -> Array:
-    """One probability for each class, [N, classes], by plain arithmetic from what the network gives."""
-    if output == "probabilities":
-        return given
-    if output == "logits":
-        powers = np.exp(given - given.max(-1, keepdims=True))
-        shares: Array = powers / powers.sum(-1, keepdims=True)
-        return shares
-    second = 1 / (1 + np.exp(-given)) if output == "logit" else given
-    return np.concatenate([1 - second, second], axis=-1)

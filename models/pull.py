@@ -24,6 +24,7 @@ from models.architecture import Architecture
 from models.artifact import CONFIG_FILE, OVERRIDE_FILE, ArtifactError, read_labels
 from models.convert import die_with_parent
 from models.inputs import NORMALIZATIONS, Frozen, ImageInput
+from models.publish import next_version, publish, toml
 from models.zoo import keras_applications, torchvision_models
 
 BUILT_IN_LABELS = "imagenet"
@@ -175,11 +176,10 @@ def place(fetched: Fetched, architecture: Architecture, model: Path) -> Path:
             fetched.save(version / fetched.file)
             if not model.exists():
                 (staging / CONFIG_FILE).write_text(settings(fetched, architecture, whole=False), encoding="utf-8")
-                return staging.rename(model) / version.name
+                return publish(staging, model) / version.name
             # model.toml is about other weights, and its owner's.
             (version / OVERRIDE_FILE).write_text(settings(fetched, architecture, whole=True), encoding="utf-8")
-            taken = [int(path.name) for path in model.iterdir() if path.name.isascii() and path.name.isdigit()]
-            return version.rename(model / str(max(taken, default=0) + 1))
+            return publish(version, model / str(next_version(model)))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -197,11 +197,10 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def settings(fetched: Fetched, architecture: Architecture, *, whole: bool) -> str:
     """The text of a model.toml or artifact.toml: [input] where it is not the architecture's, or the `whole` of it."""
-    lines = [f"# {fetched.title}, fetched by menagerie pull."]
-    lines += [f"architecture = {json.dumps(architecture.name)}", f"labels = {_toml(fetched.labels)}"]
+    values: dict[str, Any] = {"architecture": architecture.name, "labels": fetched.labels}
     if whole or fetched.input != architecture.input:
-        lines += ["", "[input]", *(f"{name} = {_toml(value)}" for name, value in _described(fetched.input).items())]
-    return "\n".join(lines) + "\n"
+        values["input"] = _described(fetched.input)
+    return f"# {fetched.title}, fetched by menagerie pull.\n{toml(values)}"
 
 
 def _described(image: ImageInput) -> dict[str, Any]:
@@ -211,11 +210,6 @@ def _described(image: ImageInput) -> dict[str, Any]:
         if all(getattr(image, name) == value for name, value in fields.items()):
             return {name: value for name, value in values.items() if name not in fields} | {"normalization": mode}
     return values
-
-
-def _toml(value: Any) -> str:
-    """Text, numbers and lists of them are written in TOML as in JSON."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def main() -> int:

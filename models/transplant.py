@@ -29,24 +29,26 @@ class Pair(NamedTuple):
 
 
 def to_keras(source: Any, target: Any) -> None:
-    """Fills a Keras network from a PyTorch one. Raises ValueError where they are not the same network."""
-    for pair in _pairs(source, target):
-        arrays = [np.ascontiguousarray(array) for array in _keras_arrays(pair)]
+    """Fills a Keras network from a PyTorch one. Raises ValueError where they are not the same, and changes nothing."""
+    carried = [(pair, _keras_arrays(pair)) for pair in _pairs(source, target)]
+    for pair, arrays in carried:
         _check(pair.name, [array.shape for array in arrays], [tuple(value.shape) for value in pair.layer.weights])
+    for pair, arrays in carried:
         pair.layer.set_weights(arrays)
 
 
 def to_torch(source: Any, target: Any) -> None:
-    """Fills a PyTorch network from a Keras one. Raises ValueError where they are not the same network."""
+    """Fills a PyTorch network from a Keras one. Raises ValueError where they are not the same, and changes nothing."""
     import torch  # noqa: PLC0415
 
-    for pair in _pairs(target, source):
-        arrays = _torch_arrays(pair)
+    carried = [(pair, _torch_arrays(pair)) for pair in _pairs(target, source)]
+    for pair, arrays in carried:
         state = pair.module.state_dict()
         _check(pair.name, [array.shape for array in arrays.values()], [tuple(state[name].shape) for name in arrays])
-        with torch.no_grad():
-            for name, array in arrays.items():
-                state[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+    for pair, arrays in carried:
+        for name, value in pair.module.state_dict().items():
+            if name in arrays:
+                value.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
 
 
 def _check(name: str, found: Sequence[tuple[int, ...]], expected: Sequence[tuple[int, ...]]) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from models.artifact import ArtifactError
 from models.inputs import Frozen
+from models.publish import publish
 from models.train.recipe import Recipe
 
 PROGRESS_FILE = "progress.json"
@@ -106,23 +107,3 @@ class Checkpoints:
     def clear(self) -> None:
         """Nothing is left to resume."""
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def publish(staging: Path, target: Path) -> None:
-    """Renames a finished directory: a reader, or the next process, sees all of its files or none.
-
-    Raises OSError where the target is there already.
-    """
-    for path in (*staging.iterdir(), staging):
-        sync(path)
-    staging.rename(target)
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """What is there survives a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from models.artifact import ArtifactError
+from models.outputs import probabilities_of
 from models.train.checkpoints import Checkpoints, Epoch, Progress
 from models.train.data import Array, Batches, Data, Examples
 from models.train.recipe import Recipe
@@ -118,12 +119,7 @@ def predict(learner: Learner, batches: Batches, examples: Examples) -> Array:
 
 def probabilities(outputs: Array) -> Array:
     """One for each class, from logits, or from the logit of the second of two classes."""
-    logits = outputs.astype(np.float64)
-    if logits.shape[1] == 1:
-        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: Array = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    return probabilities_of(outputs.astype(np.float64), "logit" if outputs.shape[1] == 1 else "logits")
 
 
 def cross_entropy(shares: Array, labels: Array) -> float:

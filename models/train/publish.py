@@ -1,6 +1,5 @@
 """A trained version -> a model repository, whole or not at all."""
 
-import json
 import os
 import shutil
 import tomllib
@@ -11,11 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from models import catalog
-from models.artifact import MODEL_NAME, ArtifactError, ModelConfig, Spec, resolve
-from models.train.checkpoints import publish, sync
+from models.artifact import CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, ArtifactError, ModelConfig, Spec, resolve
+from models.publish import next_version, publish, sync, toml
 
-CONFIG_FILE = "model.toml"
-OVERRIDE_FILE = "artifact.toml"
 LABELS_FILE = "labels.txt"
 
 
@@ -59,11 +56,10 @@ def _add_version(model: Path, staging: Path, spec: Spec) -> Path:
         labels = model / LABELS_FILE
         if not labels.exists():
             _write(labels, "".join(f"{label}\n" for label in spec.labels))
-        _write(config, _toml({"architecture": spec.architecture, "input": _input(spec)}))
+        _write(config, toml({"architecture": spec.architecture, "input": _input(spec)}))
     _override(model, staging, spec)
     while True:
-        numbers = [int(path.name) for path in model.iterdir() if path.name.isascii() and path.name.isdigit()]
-        target = model / str(max(numbers, default=0) + 1)
+        target = model / str(next_version(model))
         try:
             publish(staging, target)
         except OSError:
@@ -86,7 +82,7 @@ def _override(model: Path, staging: Path, spec: Spec) -> None:
         "output": spec.output,
         "input": _input(spec),
     }
-    (staging / OVERRIDE_FILE).write_text(_toml(values), encoding="utf-8")
+    (staging / OVERRIDE_FILE).write_text(toml(values), encoding="utf-8")
     if _resolved(model, staging) != spec:
         raise ArtifactError(
             f"the settings in {model / CONFIG_FILE} cannot be those of this version", "name another --output"
@@ -106,13 +102,6 @@ def _resolved(model: Path, version: Path) -> Spec | None:
 
 def _input(spec: Spec) -> Mapping[str, Any]:
     return spec.input.model_dump(mode="json", exclude_none=True)
-
-
-def _toml(values: Mapping[str, Any]) -> str:
-    """Tables last. JSON's strings, numbers and lists are TOML's."""
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if name != "input"]
-    lines += ["", "[input]", *(f"{name} = {json.dumps(value)}" for name, value in values["input"].items())]
-    return "\n".join(lines) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
-"""A small convolutional classifier in the three forms that a Keras model may have. Chollet et al., Keras, 2015.
+"""A small convolutional classifier, in the three forms that a Keras model may have. LeCun et al., 1989.
 
-One convolution, then a dense layer that holds nearly all of the parameters.
+Backpropagation applied to handwritten zip code recognition: shared kernels, then a dense layer, which here holds nearly
+all of the parameters.
 """
 
 from collections import OrderedDict
@@ -57,7 +58,7 @@ def keras_convnet(
 ARCHITECTURES = tuple(
     Architecture(
         name=f"convnet_{form}",
-        paper="Chollet et al., 2015, https://keras.io",
+        paper="LeCun et al., 1989, doi:10.1162/neco.1989.1.4.541",
         input=ImageInput(height=224, width=224, **NORMALIZATIONS["torch"]),
         num_classes=1000,
         parameters=200_705_448,

@@ -2,10 +2,12 @@
 
     python -m tests.models.make_row
 
-reads lines of an architecture's name and a directory. It builds the architecture in its frameworks, carries the weights
-from one to the other and back where there are two, saves them as `<directory>/<number>/weights.*`, and answers with a
-line of JSON: the counts, how far the two networks are apart, and the probabilities that each framework gives for an
-item. A process of its own, because frameworks warn; one for all rows, because they are slow to import.
+reads lines of an architecture's name, a directory and a picture's size. It builds the architecture as it is by default,
+counts its parameters, builds it once more with another size, channels and classes, and then for that size in each of
+its frameworks: it carries the weights from one to the other and back where there are two, saves them as
+`<directory>/<number>/weights.*`, and answers with a line of JSON: the counts, the other network's outputs, how far the
+two frameworks are apart, and the probabilities that each gives for an item. A process of its own, because frameworks
+warn; one for all rows, because they are slow to import.
 """
 
 import gc
@@ -23,7 +25,8 @@ from models import catalog, transplant
 from models.artifact import Spec
 from models.export import forward, network_input
 from models.inputs import ImageInput
-from models.parity import SAMPLES, probabilities_of, sample_items
+from models.outputs import probabilities_of
+from models.parity import SAMPLES, sample_items
 from service.preprocess import decode
 
 FILES = {"torch": "weights.pth", "keras": "weights.weights.h5"}
@@ -96,23 +99,47 @@ def count(framework, network):
     return tuple(sizes)
 
 
-def make(name, directory):
+def build_otherwise(architecture, framework):
+    """Half the size, other channels and five classes: how many numbers the network gives for two items."""
+    spec = architecture.input
+    shape = (spec.height // 2, spec.width // 2, 4 - spec.channels) if isinstance(spec, ImageInput) else spec.shape
+    network = architecture.build(framework, shape, 5)
+    batch = np.zeros((2, *shape), np.float32)
+    if framework == "torch":
+        network.eval()
+        batch = np.moveaxis(batch, -1, 1) if isinstance(spec, ImageInput) else batch
+    return list(forward(network, framework, np.ascontiguousarray(batch)).shape)
+
+
+def make(name, directory, size):
+    import keras
     import torch
 
     architecture = catalog.find(name)
+    # The first row of each builder; a library's own network may have one size, or three channels.
+    first = next((each for each in catalog.CATALOG.values() if each.builders == architecture.builders), None)
+    counts, otherwise = {}, []
+    for framework in architecture.builders:
+        counts[framework] = count(framework, architecture.build(framework))
+        if architecture is first:
+            otherwise.append(build_otherwise(architecture, framework))
+        keras.backend.clear_session()
+        gc.collect()
+    spec = architecture.input
+    if isinstance(spec, ImageInput):
+        spec = spec.model_copy(update={"height": int(size), "width": int(size)})
     specs = {
         framework: Spec(
             architecture=name,
             framework=framework,
             num_classes=architecture.num_classes,
-            input=architecture.input,
+            input=spec,
             output=architecture.output,
             labels=tuple(map(str, range(architecture.num_classes))),
         )
         for framework in architecture.builders
     }
-    networks = {framework: architecture.build(framework) for framework in architecture.builders}
-    counts = {framework: count(framework, network) for framework, network in networks.items()}
+    networks = {framework: architecture.build(framework, spec.shape) for framework in architecture.builders}
     batch = {framework: network_input(spec, sample_items(spec)) for framework, spec in specs.items()}
 
     first = next(iter(networks))
@@ -122,7 +149,7 @@ def make(name, directory):
         transplant.to_keras(networks["torch"], networks["keras"])
         answers = {framework: forward(network, framework, batch[framework]) for framework, network in networks.items()}
         apart = float(np.abs(answers["keras"] - answers["torch"]).max() / np.abs(answers["torch"]).max())
-        back = architecture.build("torch")
+        back = architecture.build("torch", spec.shape)
         transplant.to_torch(networks["keras"], back)
         kept = {key: value for key, value in networks["torch"].state_dict().items() if "num_batches" not in key}
         returned = all(torch.equal(value, back.state_dict()[key]) for key, value in kept.items())
@@ -135,10 +162,11 @@ def make(name, directory):
             torch.save(networks["torch"].state_dict(), version / FILES["torch"])
         else:
             networks["keras"].save_weights(version / FILES["keras"])
-        given = forward(networks[framework], framework, network_input(specs[framework], item(architecture.input)))
+        given = forward(networks[framework], framework, network_input(specs[framework], item(spec)))
         expected[framework] = probabilities_of(given, architecture.output)[0].tolist()
     return {
         "counts": counts,
+        "otherwise": otherwise,
         "apart": apart,
         "returned": returned,
         "probabilities": expected,

@@ -182,10 +182,10 @@ async def test_a_pickle_that_carries_code_is_refused_and_never_run(artifact, con
 
 
 async def test_weights_of_another_network_name_what_does_not_fit(saved, artifact, converter):
-    with pytest.raises(ConversionError, match=r"load: .*2\.weight is \(3, 16\) and should be \(5, 16\)") as caught:
+    with pytest.raises(ConversionError, match=r"load: .*fc2\.weight is \(3, 16\) and should be \(5, 16\)") as caught:
         await converter.convert(artifact(saved["torch", "mlp_iris"], extra="num_classes = 5\n"))
     assert "num_classes" in caught.value.cure
-    with pytest.raises(ConversionError, match=r"load: .*3.weight is missing; 3.bias is missing; .* and \d+ more"):
+    with pytest.raises(ConversionError, match=r"load: .*0.weight is missing; 0.bias is missing; .* and \d+ more"):
         await converter.convert(artifact(saved["torch", "mlp_iris"], "lenet5"))
 
 
@@ -210,7 +210,7 @@ async def test_weights_that_are_not_finite_are_refused(artifact, converter, tmp_
     from models.catalog import CATALOG
 
     network = CATALOG["mlp_iris"].build("torch")
-    torch.nn.init.constant_(network[0].weight, float("nan"))
+    torch.nn.init.constant_(network.fc1.weight, float("nan"))
     torch.save(network.state_dict(), tmp_path / "nan.pth")
     with pytest.raises(ConversionError, match="compare: ONNX Runtime disagrees with torch") as caught:
         await converter.convert(artifact(tmp_path / "nan.pth"))

@@ -57,6 +57,14 @@ def test_an_artifact_toml_overrides_its_version_alone(iris):
     assert (second.framework, second.input.mean) == ("keras", (1.0,))
 
 
+def test_a_recurrent_network_may_read_an_image_row_by_row(iris):
+    (iris / "iris" / "model.toml").write_text(
+        'architecture = "lstm"\ninput = { kind = "image", height = 16, width = 12, channels = 1 }\n'
+    )
+    spec = Repository(iris).resolve("iris", 1).source.spec
+    assert (spec.input.kind, spec.input.shape) == ("image", (16, 12, 1))
+
+
 def test_versions_are_the_latest_all_or_those_named(iris):
     for number in (2, 10):
         (iris / "iris" / str(number)).mkdir()
@@ -82,7 +90,7 @@ def test_versions_are_the_latest_all_or_those_named(iris):
         ('architecture = "mlp_iris"\ncolour = "red"', "colour: Extra inputs", "README"),
         ('architecture = "mlp_iris"\nlabels = "imagnet"', "no built-in list", "imagenet"),
         ('architecture = "mlp_iris"\nlabels = ["a"]\nnum_classes = 2', "1 labels for 2 classes", "agree"),
-        ('architecture = "efficientnet_lite0"\nframework = "keras"', "is built in torch", "save the weights from"),
+        ('architecture = "torchvision:resnet50"\nframework = "keras"', "is built in torch", "save the weights from"),
         ('architecture = "lenet5"\n[input]\nnormalization = "x"', "normalization 'x' is not one of", "README"),
         ('architecture = "lenet5"\n[input]\nmean = [1.0, 2.0]', "mean has 2 values", "README"),
         ('architecture = "lenet5"\n[input]\nresize_to = 8', "resize_to = 8 is smaller", "README"),
