@@ -69,7 +69,7 @@ def enliven_torch(network, batch):
             elif isinstance(module, nn.RNNBase):
                 for parameter in module.parameters():
                     if parameter.requires_grad:
-                        nn.init.normal_(parameter, std=0.3)
+                        nn.init.normal_(parameter, std=0.8 * module.hidden_size**-0.5)
         for module in network.modules():
             if hasattr(module, "downsample"):  # a residual block: what it adds is small, else rounding errors grow
                 last = [child for child in module.children() if isinstance(child, nn.BatchNorm2d)][-1]
