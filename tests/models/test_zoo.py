@@ -92,7 +92,7 @@ def walk(name, make_row, application, tmp_path):
 
 
 def convert_all(model, cache, numbers):
-    """At the same time, for a conversion keeps one core busy, unless it is a large one. The most bytes that one took."""
+    """Two at a time, for each keeps one core busy; large ones in turn. The most bytes that one took."""
     converter, repository = Converter(cache, 1800), Repository(model.parent)
 
     async def convert():
