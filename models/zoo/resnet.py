@@ -4,6 +4,7 @@ Layers are named as torchvision's are, so its checkpoints fit; so is the stride 
 ("v1.5"), where the paper has it in the first 1x1.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.architecture import Architecture, Builders
@@ -38,151 +39,149 @@ Border = Literal["symmetric", "same", "valid"]
 """How the first pooling and strided convolutions treat the border: as PyTorch, or as Keras has these words."""
 
 
-def torch_resnet(
-    shape: tuple[int, ...],
-    num_classes: int,
-    *,
-    kind: str,
-    depths: tuple[int, ...],
-    strides: tuple[int, ...] = (1, 2, 2, 2),
-    strided: int | None = None,
-    projection: int = 1,
-    relu_first: bool = False,
-    border: Border = "symmetric",
-    bias: bool = False,
-    epsilon: float = 1e-5,
-) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes].
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How one network of the family differs from the others."""
 
-    `strides` are the stages'; `strided` counts to the convolution of a block that has it. `projection` is the kernel of
-    a shortcut that changes the shape. `relu_first`: ReLU before batch normalisation, and none after the sum.
-    """
+    kind: str
+    """Of its blocks: a name of KERNELS."""
+    depths: tuple[int, ...]
+    """How many blocks each stage has."""
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    """Of each stage's first block."""
+    strided: int | None = None
+    """Which of a block's convolutions has the stride, counted from 1. Default: STRIDED's."""
+    projection: int = 1
+    """Kernel of a shortcut that changes the shape."""
+    relu_first: bool = False
+    """ReLU before batch normalisation, and none after the sum."""
+    border: Border = "symmetric"
+    bias: bool = False
+    epsilon: float = 1e-5
+    """Of batch normalisation."""
+
+    def stride_of(self, convolution: int, stride: int) -> int:
+        """The stride of one of a block's convolutions, counted from 1, where the block has `stride`."""
+        return stride if convolution == (self.strided or STRIDED[self.kind]) else 1
+
+
+def torch_resnet(shape: tuple[int, ...], num_classes: int, *, variant: Variant) -> Any:
+    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
     import torch
     from torch import nn
     from torch.nn import functional as F
 
     def convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Module:
-        if border == "same":
-            return same_conv2d(channels, width, kernel, stride, bias=bias)
-        return nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=bias)
+        if variant.border == "same":
+            return same_conv2d(channels, width, kernel, stride, bias=variant.bias)
+        return nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=variant.bias)
 
     def norm(width: int) -> nn.Module:
-        return nn.BatchNorm2d(width, eps=epsilon)
+        return nn.BatchNorm2d(width, eps=variant.epsilon)
 
     def convolved(x: torch.Tensor, conv: nn.Module, bn: nn.Module, *, active: bool = True) -> torch.Tensor:
-        if relu_first:
+        if variant.relu_first:
             return bn(F.relu(conv(x)))
         return F.relu(bn(conv(x))) if active else bn(conv(x))
 
     def pooled(x: torch.Tensor) -> torch.Tensor:
-        if border == "same":
+        if variant.border == "same":
             return F.max_pool2d(pad_same(x, 3, 2, value=float("-inf")), 3, 2)
-        return F.max_pool2d(x, 3, 2, padding=1 if border == "symmetric" else 0)
+        return F.max_pool2d(x, 3, 2, padding=1 if variant.border == "symmetric" else 0)
 
     class Block(nn.Module):
         def __init__(self, channels: int, width: int, stride: int) -> None:
             super().__init__()
-            out = width * EXPANSION[kind]
-            last = len(KERNELS[kind])
+            out = width * EXPANSION[variant.kind]
+            last = len(KERNELS[variant.kind])
             self.downsample = None
             if stride != 1 or channels != out:
-                self.downsample = nn.Sequential(convolution(channels, out, projection, stride), norm(out))
-            for index, kernel in enumerate(KERNELS[kind], 1):
+                self.downsample = nn.Sequential(convolution(channels, out, variant.projection, stride), norm(out))
+            for index, kernel in enumerate(KERNELS[variant.kind], 1):
                 wide = out if index == last else width
-                step = stride if index == (strided or STRIDED[kind]) else 1
+                step = variant.stride_of(index, stride)
                 self.add_module(f"conv{index}", convolution(channels, wide, kernel, step))
                 self.add_module(f"bn{index}", norm(wide))
                 channels = wide
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y, last = x, len(KERNELS[kind])
+            y, last = x, len(KERNELS[variant.kind])
             for index in range(1, last + 1):
                 conv, bn = self.get_submodule(f"conv{index}"), self.get_submodule(f"bn{index}")
                 y = convolved(y, conv, bn, active=index < last)
             if self.downsample is not None:
                 x = convolved(x, *self.downsample, active=False)
-            return x + y if relu_first else F.relu(x + y)
+            return x + y if variant.relu_first else F.relu(x + y)
 
     class ResNet(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv1 = nn.Conv2d(shape[-1], 64, kernel_size=7, stride=2, padding=3, bias=bias)
+            self.conv1 = nn.Conv2d(shape[-1], 64, kernel_size=7, stride=2, padding=3, bias=variant.bias)
             self.bn1 = norm(64)
             channels = 64
-            for stage, (width, depth, stride) in enumerate(zip(WIDTHS, depths, strides, strict=True), 1):
+            for stage, (width, depth, stride) in enumerate(
+                zip(WIDTHS, variant.depths, variant.strides, strict=True), 1
+            ):
                 blocks = nn.Sequential()
                 for index in range(depth):
                     blocks.append(Block(channels, width, 1 if index else stride))
-                    channels = width * EXPANSION[kind]
+                    channels = width * EXPANSION[variant.kind]
                 self.add_module(f"layer{stage}", blocks)
             self.fc = nn.Linear(channels, num_classes)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = pooled(convolved(x, self.conv1, self.bn1))
-            for stage in range(1, len(depths) + 1):
+            for stage in range(1, len(variant.depths) + 1):
                 x = self.get_submodule(f"layer{stage}")(x)
             return self.fc(x.mean((2, 3)))
 
     return ResNet()
 
 
-def keras_resnet(
-    shape: tuple[int, ...],
-    num_classes: int,
-    *,
-    kind: str,
-    depths: tuple[int, ...],
-    strides: tuple[int, ...] = (1, 2, 2, 2),
-    strided: int | None = None,
-    projection: int = 1,
-    relu_first: bool = False,
-    border: Border = "symmetric",
-    bias: bool = False,
-    epsilon: float = 1e-5,
-) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]. Options as `torch_resnet` has them."""
+def keras_resnet(shape: tuple[int, ...], num_classes: int, *, variant: Variant) -> Any:
+    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
     from keras import Model, layers
 
     def convolution(x: Any, width: int, kernel: int, stride: int, name: str) -> Any:
         padding = "same"
-        if border != "same" and stride > 1 and kernel > 1:
+        if variant.border != "same" and stride > 1 and kernel > 1:
             x, padding = layers.ZeroPadding2D(kernel // 2)(x), "valid"
-        return layers.Conv2D(width, kernel, stride, padding, use_bias=bias, name=name)(x)
+        return layers.Conv2D(width, kernel, stride, padding, use_bias=variant.bias, name=name)(x)
 
     def norm(x: Any, name: str) -> Any:
-        return layers.BatchNormalization(epsilon=epsilon, name=name)(x)
+        return layers.BatchNormalization(epsilon=variant.epsilon, name=name)(x)
 
     def relu(x: Any) -> Any:
         return layers.Activation("relu")(x)
 
     def activated(x: Any, bn: str, *, active: bool = True) -> Any:
-        if relu_first:
+        if variant.relu_first:
             return norm(relu(x), bn)
         return relu(norm(x, bn)) if active else norm(x, bn)
 
     def pooled(x: Any) -> Any:
-        if border == "symmetric":
+        if variant.border == "symmetric":
             # ReLU comes before it, so zeros at the border never win.
             return layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
-        return layers.MaxPooling2D(3, strides=2, padding=border)(x)
+        return layers.MaxPooling2D(3, strides=2, padding=variant.border)(x)
 
     def block(x: Any, width: int, stride: int, name: str) -> Any:
-        out, last = width * EXPANSION[kind], len(KERNELS[kind])
+        out, last = width * EXPANSION[variant.kind], len(KERNELS[variant.kind])
         y, shortcut = x, x
-        for index, kernel in enumerate(KERNELS[kind], 1):
-            step = stride if index == (strided or STRIDED[kind]) else 1
+        for index, kernel in enumerate(KERNELS[variant.kind], 1):
+            step = variant.stride_of(index, stride)
             y = convolution(y, out if index == last else width, kernel, step, f"{name}.conv{index}")
             y = activated(y, f"{name}.bn{index}", active=index < last)
         if stride != 1 or x.shape[-1] != out:
-            shortcut = convolution(x, out, projection, stride, f"{name}.downsample.0")
+            shortcut = convolution(x, out, variant.projection, stride, f"{name}.downsample.0")
             shortcut = activated(shortcut, f"{name}.downsample.1", active=False)
         total = layers.Add()([y, shortcut])
-        return total if relu_first else relu(total)
+        return total if variant.relu_first else relu(total)
 
     pixels = layers.Input(shape)
-    x = layers.Conv2D(64, 7, strides=2, use_bias=bias, name="conv1")(layers.ZeroPadding2D(3)(pixels))
+    x = layers.Conv2D(64, 7, strides=2, use_bias=variant.bias, name="conv1")(layers.ZeroPadding2D(3)(pixels))
     x = pooled(activated(x, "bn1"))
-    for stage, (width, depth, stride) in enumerate(zip(WIDTHS, depths, strides, strict=True), 1):
+    for stage, (width, depth, stride) in enumerate(zip(WIDTHS, variant.depths, variant.strides, strict=True), 1):
         for index in range(depth):
             x = block(x, width, 1 if index else stride, f"layer{stage}.{index}")
     x = layers.GlobalAveragePooling2D()(x)
@@ -191,11 +190,11 @@ def keras_resnet(
 
 BUILDERS: Builders = {"torch": torch_resnet, "keras": keras_resnet}
 PAPER = "He et al., 2015, arXiv:1512.03385"
-KERAS = {"bias": True, "epsilon": 1e-3}  # what Keras' layers have by default
+KERAS: dict[str, Any] = {"bias": True, "epsilon": 1e-3}  # what Keras' layers have by default
 
 # ReLU inside the convolution, before batch normalisation, and none after the sum, as a Keras tutorial has it. The
 # stride is in a block's first convolution, and the border is Keras' own.
-RELU_FIRST = {**KERAS, "relu_first": True, "strided": 1, "border": "same"}
+RELU_FIRST: dict[str, Any] = {**KERAS, "relu_first": True, "strided": 1, "border": "same"}
 
 ARCHITECTURES = (
     *(
@@ -207,7 +206,7 @@ ARCHITECTURES = (
             parameters=PARAMETERS[name][0],
             statistics=PARAMETERS[name][1],
             builders=BUILDERS,
-            options={"kind": kind, "depths": depths},
+            options={"variant": Variant(kind=kind, depths=depths)},
         )
         for name, (kind, depths) in STAGES.items()
     ),
@@ -219,7 +218,7 @@ ARCHITECTURES = (
         parameters=23_182_440,
         statistics=17_024,
         builders=BUILDERS,
-        options={"kind": "basic", "depths": (3, 4, 6, 3), "projection": 3, **RELU_FIRST},
+        options={"variant": Variant(kind="basic", depths=(3, 4, 6, 3), projection=3, **RELU_FIRST)},
     ),
     Architecture(
         name="resnet50_relu_bn",
@@ -229,7 +228,7 @@ ARCHITECTURES = (
         parameters=25_583_592,
         statistics=53_120,
         builders=BUILDERS,
-        options={"kind": "bottleneck", "depths": (3, 4, 6, 3), **RELU_FIRST},
+        options={"variant": Variant(kind="bottleneck", depths=(3, 4, 6, 3), **RELU_FIRST)},
     ),
     # No stride between the stages and one block more in each, as another tutorial has it: 16 times the work.
     Architecture(
@@ -241,11 +240,7 @@ ARCHITECTURES = (
         statistics=64_640,
         builders=BUILDERS,
         options={
-            "kind": "bottleneck",
-            "depths": (4, 5, 7, 4),
-            "strides": (1, 1, 1, 1),
-            "border": "valid",
-            **KERAS,
+            "variant": Variant(kind="bottleneck", depths=(4, 5, 7, 4), strides=(1, 1, 1, 1), border="valid", **KERAS)
         },
     ),
 )
