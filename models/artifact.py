@@ -44,6 +44,7 @@ _CONVERTER = (
     "weights.py",
     "zoo/pieces.py",
 )
+_OF_ALL_VERSIONS = {"versions", "min_agreement", "unload_first"}
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")
 
 
@@ -81,6 +82,10 @@ class ModelConfig(Frozen):
     batching: Batching = Batching()
     versions: Literal["latest", "all"] | tuple[PositiveInt, ...] = "latest"
     """Which versions are loaded; the highest of them answers unless a request names another."""
+    min_agreement: float = Field(0.0, ge=0, le=1)
+    """The share of the golden inputs to which a version must give the live one's label, else it does not go live."""
+    unload_first: bool = False
+    """Whether the live version is unloaded before the new one is loaded, where memory does not hold both."""
 
     @field_validator("input")
     @classmethod
@@ -89,8 +94,8 @@ class ModelConfig(Frozen):
 
     def overridden(self, values: Mapping[str, Any]) -> Self:
         """These settings with those of an artifact.toml over them, key by key. Raises ValueError."""
-        if "versions" in values:
-            raise ValueError("versions belongs into model.toml: it is about all versions")
+        if misplaced := _OF_ALL_VERSIONS & values.keys():
+            raise ValueError(f"{min(misplaced)} belongs into model.toml: it is about all versions")
         over = type(self).model_validate({"architecture": self.architecture, **values})
         given = {name: getattr(over, name) for name in values}
         batching = self.batching.model_copy(update=over.batching.model_dump(exclude_unset=True))

@@ -25,12 +25,15 @@ from service import logs
 from service.conversion import CHILD_ENVIRONMENT, Converter
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
+from service.loader import Loader
 from service.preprocess import DecodePool
+from service.reconciler import Reconciler
 from service.registry import Registry
 from service.repository import Repository, Version, read_published
 from service.schemas import PredictAnswer
 from service.server import Server
 from service.settings import PREFIX, Settings
+from service.shadow import Mirror
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -260,15 +263,17 @@ async def _predict_here(settings: Settings, model: str, content: bytes, top_k: i
     logs.configure(settings.model_copy(update={"log_level": "warning"}))
     _known(Repository(settings.repository), [model])
     decoders = DecodePool(1, settings.max_decode_images, settings.max_image_pixels)
-    registry = Registry(settings.model_copy(update={"models": (model,)}), decoders, Lifecycle())
+    settings = settings.model_copy(update={"models": (model,)})
+    registry = Registry(Mirror(settings.request_timeout_seconds))
+    reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
     decoders.start()
     try:
-        await registry.refresh()
+        await reconciler.refresh()
         with registry.lease(model) as servable:
             outcome = await servable.predict([content], top_k, time.monotonic() + settings.request_timeout_seconds)
             return PredictAnswer.of(servable, outcome).model_dump()
     finally:
-        await registry.close()
+        await reconciler.close()
         decoders.close()
 
 

@@ -9,16 +9,23 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service import admin
 from service.body import BodyReader
 from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
 from service.lifecycle import Lifecycle
+from service.loader import Loader
 from service.machine import usable_cores
 from service.memory import tune_malloc
 from service.middleware import RequestFacts, RequestMiddleware, error_response
+from service.operations import Operations
 from service.preprocess import DecodePool
+from service.publisher import Publisher
+from service.reconciler import Reconciler
 from service.registry import Registry
+from service.repository import Repository
 from service.routes import router
 from service.settings import Settings
+from service.shadow import Mirror
 
 
 class State(TypedDict):
@@ -28,6 +35,7 @@ class State(TypedDict):
     lifecycle: Lifecycle
     bodies: BodyReader
     registry: Registry
+    operations: Operations
 
 
 def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
@@ -41,12 +49,24 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
             settings.decode_threads or usable_cores(), settings.max_decode_images, settings.max_image_pixels
         )
         decoders.start()
-        registry = Registry(settings, decoders, lifecycle)
-        registry.start()
+        mirror = Mirror(settings.request_timeout_seconds)
+        registry = Registry(mirror)
+        reconciler = Reconciler(settings, registry, Loader(settings, decoders, lifecycle))
+        publisher = Publisher(settings.repository, settings.max_upload_bytes, settings.body_timeout_seconds)
+        if settings.admin_token is not None:
+            publisher.tidy()
+        reconciler.start()
         try:
-            yield State(settings=settings, lifecycle=lifecycle, bodies=BodyReader(settings), registry=registry)
+            yield State(
+                settings=settings,
+                lifecycle=lifecycle,
+                bodies=BodyReader(settings),
+                registry=registry,
+                operations=Operations(registry, reconciler, Repository(settings.repository), publisher),
+            )
         finally:
-            await registry.close()
+            await mirror.close()
+            await reconciler.close()
             decoders.close()
 
     app = FastAPI(
@@ -56,6 +76,8 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         lifespan=lifespan,
     )
     app.include_router(router)
+    if settings.admin_token is not None:
+        app.include_router(admin.router)
     app.add_middleware(RequestMiddleware)
     for kind in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_error)

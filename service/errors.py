@@ -149,6 +149,78 @@ class InvalidInput(ServiceError):
     cure = "GET /models/<model> shows the input that the model takes"
 
 
+# The operator's request is wrong, or cannot be followed: the admin API answers with these.
+
+
+class Unauthorized(ServiceError):
+    """The admin API was asked without its token."""
+
+    status = 401
+    code = "unauthorized"
+    cure = "send the header Authorization: Bearer TOKEN with the token of MENAGERIE_ADMIN_TOKEN"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """How to authenticate."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class Conflict(ServiceError):
+    """What is asked does not go with what is there."""
+
+    status = 409
+    code = "conflict"
+    cure = "GET /models/<model> shows its versions and who is live"
+
+
+class RepositoryReadOnly(ServiceError):
+    """The server may not write to the model repository."""
+
+    status = 409
+    code = "repository_read_only"
+    cure = "mount the repository writable for the server's user, or change it there and let the server poll"
+
+
+class UploadInvalid(ServiceError):
+    """An uploaded artifact is not what was announced, or not what a version is made of."""
+
+    status = 422
+    code = "upload_invalid"
+    cure = "send one weights file, or a tar of a version's directory with Content-Type: application/x-tar"
+
+
+class LoadFailed(ServiceError):
+    """The version could not be loaded; who was live still is."""
+
+    status = 422
+    code = "load_failed"
+    cure = "GET /models/<model> shows the reason"
+
+
+class GoldenDisagreement(ServiceError):
+    """The version's labels differ more from the live one's than model.toml allows."""
+
+    status = 409
+    code = "golden_disagreement"
+    cure = "look at the differences; if the new labels are right, lower min_agreement in model.toml"
+
+
+class InsufficientStorage(ServiceError):
+    """The disk has no room for the upload."""
+
+    status = 507
+    code = "insufficient_storage"
+    cure = "delete versions that are not needed, or give the repository's disk more room"
+
+
+class NotEnoughMemory(ServiceError):
+    """Memory does not hold the version beside what is loaded."""
+
+    status = 507
+    code = "not_enough_memory"
+    cure = "unload something, give the server more memory, or set unload_first: the live version goes first"
+
+
 # The server is busy, or is not ready.
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import structlog
 
-from models.artifact import Artifact
+from models.artifact import ONNX_FILE, Artifact
 from service import metrics
 from service.batcher import Batcher
 from service.conversion import Converter
 from service.engine import CPU, CUDA, TENSORRT, Engine, plan
-from service.errors import ConversionError, DeviceLost
+from service.errors import ConversionError, DeviceLost, NotEnoughMemory
 from service.lifecycle import Lifecycle
-from service.machine import gpu_names, usable_cores
+from service.machine import available_memory_bytes, gpu_names, usable_cores
+from service.memory import MIB
 from service.preprocess import DecodePool
 from service.repository import Version, read_published
 from service.servable import Servable
@@ -23,6 +24,10 @@ from service.settings import Settings
 log = structlog.get_logger()
 
 _PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
+
+# Opening takes the file's bytes, ONNX Runtime's copy of them and, for a while, what its optimizer makes of them.
+_MEMORY_PER_BYTE = 3.0
+_MEMORY_AT_LEAST = 32 * MIB
 
 Tell = Callable[[str], None]
 """Hears what is being done, in words for people."""
@@ -36,17 +41,17 @@ class Loader:
         self._decoders = decoders
         self._lifecycle = lifecycle
         self._converter = Converter(settings.cache, settings.conversion_timeout_seconds)
-
-    def needs_conversion(self, version: Version) -> bool:
-        """Whether loading it takes a conversion first."""
-        return isinstance(version.source, Artifact) and self._converter.published(version.source) is None
+        # One at a time of each: what is converted does not hold up what only has to be opened.
+        self._converting = asyncio.Lock()
+        self._opening = asyncio.Lock()
 
     async def load(self, version: Version, tell: Tell) -> Servable:
         """A servable that is warm and started; the caller closes it. Raises ServiceError."""
         directory = await self._published(version, tell)
-        tell("opening and warming")
-        started = time.monotonic()
-        servable = await self._open(version, directory)
+        async with self._opening:
+            tell("opening and warming")
+            started = time.monotonic()
+            servable = await self._open(version, directory)
         servable.start()
         metrics.LOAD_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return servable
@@ -62,6 +67,10 @@ class Loader:
                 "it has not been converted, and this server does not convert",
                 cure="convert it where PyTorch or Keras is installed (menagerie convert), and serve the result",
             )
+        async with self._converting:
+            return await self._convert(version, version.source, tell)
+
+    async def _convert(self, version: Version, artifact: Artifact, tell: Tell) -> Path:
         started, outcome = time.monotonic(), "failed"
 
         def on_step(step: str) -> None:
@@ -70,15 +79,26 @@ class Loader:
             log.info("converting", model=f"{version.model} version {version.number}", step=step, seconds=seconds)
 
         try:
-            directory = await self._converter.convert(version.source, on_step)
+            directory = await self._converter.convert(artifact, on_step)
             outcome = "ok"
         finally:
             metrics.CONVERSIONS.labels(version.model, outcome).inc()
             metrics.CONVERSION_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return directory
 
+    def _check_memory(self, directory: Path) -> None:
+        """Raises NotEnoughMemory where the host's memory, or the container's, would not hold the version as well."""
+        try:
+            needed = int((directory / ONNX_FILE).stat().st_size * _MEMORY_PER_BYTE) + _MEMORY_AT_LEAST
+        except OSError:  # reading it says what is wrong
+            return
+        available = available_memory_bytes()
+        if available is not None and needed > available:
+            raise NotEnoughMemory(f"it needs about {needed // MIB} MiB of memory, and {available // MIB} MiB are free")
+
     async def _open(self, version: Version, directory: Path) -> Servable:
-        """A servable that is warm, and not yet started. Raises RepositoryError, EngineError."""
+        """A servable that is warm, and not yet started. Raises RepositoryError, EngineError, NotEnoughMemory."""
+        self._check_memory(directory)
         manifest, content = await asyncio.to_thread(read_published, directory)
         settings, observed = self._settings, metrics.ServableMetrics(version.model, version.number)
         planned = plan(
@@ -91,8 +111,13 @@ class Loader:
             item_shape=manifest.spec.input.shape,
         )
         engine = Engine(content, planned)
+        opening = asyncio.ensure_future(asyncio.to_thread(engine.open, manifest.spec.num_classes))
         try:
-            await asyncio.to_thread(engine.open, manifest.spec.num_classes)
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:  # a session in the making cannot be stopped, so it is waited for
+            await asyncio.wait({opening})
+            engine.close()
+            raise
         except DeviceLost:
             self._lifecycle.lose_device()
             raise

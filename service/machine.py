@@ -1,10 +1,12 @@
-"""What this host has: processor cores and GPUs."""
+"""What this host has: processor cores, memory and GPUs."""
 
 import ctypes
 import os
 from pathlib import Path
 
-_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_CPU_MAX = _CGROUP / "cpu.max"
+_MEMINFO = Path("/proc/meminfo")
 
 
 def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
@@ -19,6 +21,23 @@ def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
     except (OSError, ValueError):  # no cgroup, or its quota is "max"
         pass
     return max(1, cores)
+
+
+def available_memory_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
+    """Memory that could be taken without swapping or being killed: the host's, or the container's share of it."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux
+        return None
+    try:
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration):  # no cgroup, or its limit is "max"
+        return available
+    return min(available, max(0, limit - used + cached))
 
 
 def gpu_names() -> list[str]:

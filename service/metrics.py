@@ -51,6 +51,14 @@ SWAP_SECONDS = Histogram(
 )
 CONVERSIONS = Counter("serving_conversions", "Conversions; outcome is ok or failed", ("model", "outcome"))
 CONVERSION_SECONDS = Histogram("serving_conversion_seconds", "One conversion", ("model",), buckets=_LONG_SECONDS)
+GOLDEN_AGREEMENT = Gauge(
+    "serving_golden_agreement", "Share of the golden inputs that have the live version's label", _SERVABLE
+)
+SHADOW_ITEMS = Counter(
+    "serving_shadow_items",
+    "Items shown to a version on trial; outcome is agree or differ (the best label), failed or dropped",
+    (*_SERVABLE, "outcome"),
+)
 MODEL_STATE = Gauge("serving_model_state", "1 for the state that a version is in", (*_SERVABLE, "state"))
 MODEL_INFO = Gauge(
     "serving_model_info", "1 for each loaded version, with where it runs", (*_SERVABLE, "provider", "precision")
@@ -93,5 +101,5 @@ class ServableMetrics:
 def forget(model: str, version: int) -> None:
     """The version is gone: it waits for nothing and runs nowhere. Counters and histograms stay, as counts must."""
     labels = {"model": model, "version": str(version)}
-    for gauge in (QUEUE_DEPTH, INFLIGHT_IMAGES, MODEL_STATE, MODEL_INFO):
+    for gauge in (QUEUE_DEPTH, INFLIGHT_IMAGES, MODEL_STATE, MODEL_INFO, GOLDEN_AGREEMENT):
         gauge.remove_by_labels(labels)

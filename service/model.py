@@ -3,14 +3,17 @@
 LOADING -> READY -> UNLOADING -> gone; any state -> UNAVAILABLE with a reason.
 """
 
+import asyncio
 import time
-from collections.abc import Set as AbstractSet
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from models.artifact import Manifest
-from service import metrics
+from service import golden, metrics
 from service.repository import Signature
+from service.routing import Routing
 from service.servable import Servable
 
 
@@ -37,12 +40,31 @@ class Record:
     manifest: Manifest | None = None
     provider: str | None = None
     changed: float = field(default_factory=time.time)
+    loading: asyncio.Task[None] | None = None
+    """The load under way, if any; it never fails: what goes wrong becomes the state."""
+    answers: golden.Answers = field(default_factory=dict)
+    report: golden.Report | None = None
+    _told: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it neither answers nor is being loaded."""
+        return self.servable is None and self.loading is None
 
     def become(self, state: State, reason: str = "") -> None:
-        """Changes the state, here and in the metrics."""
+        """Changes the state, here and in the metrics, and tells those who follow."""
         self.state, self.reason, self.changed = state, reason, time.time()
         for each in State:
             metrics.MODEL_STATE.labels(self.name, str(self.version), each).set(each is state)
+        self._wake()
+
+    def tell(self, reason: str) -> None:
+        """Says how far a load has come. What answers goes on answering."""
+        self.become(State.LOADING if self.servable is None else State.READY, reason)
+
+    def fail(self, reason: str) -> None:
+        """The load has come to nothing; what was loaded before goes on answering."""
+        self.become(State.UNAVAILABLE if self.servable is None else State.READY, reason)
 
     def go_live(self, servable: Servable) -> Servable | None:
         """Takes a new servable, and returns the one that answered until now."""
@@ -50,6 +72,34 @@ class Record:
         self.manifest, self.provider = servable.manifest, servable.provider
         self.become(State.READY)
         return stale
+
+    def begin(self, load: Coroutine[Any, Any, None]) -> None:
+        """Starts a load."""
+        self.loading = asyncio.create_task(load)
+        self.loading.add_done_callback(self._end)
+
+    def _end(self, load: asyncio.Task[None]) -> None:
+        if self.loading is load:
+            self.loading = None
+        self._wake()
+
+    def _wake(self) -> None:
+        self._told.set()
+        self._told = asyncio.Event()
+
+    async def loaded(self) -> None:
+        """Waits for the load under way, if any; who goes away meanwhile does not end it."""
+        while (loading := self.loading) is not None:
+            await asyncio.wait({loading})
+
+    async def follow(self) -> AsyncIterator[None]:
+        """Comes back at once, and then whenever something was told, until no load is under way."""
+        while True:
+            told = self._told
+            yield
+            if self.loading is None:
+                return
+            await told.wait()
 
     def forget(self) -> None:
         """The version is gone: no state of it is shown any more, and nothing of it waits or runs."""
@@ -64,16 +114,52 @@ class Model:
     is_required: bool
     """Whether the server is ready only with it: so for the models of the first look, not for those added later."""
     records: dict[int, Record] = field(default_factory=dict)
-    wanted: AbstractSet[int] = frozenset()
+    wanted: Collection[int] = frozenset()
     """The versions that the repository asks for."""
+    routing: Routing = field(default_factory=Routing)
+    min_agreement: float = 0.0
+    unload_first: bool = False
     problem: str = "not looked at yet"
     """Why its versions cannot be listed; empty when they can."""
 
     @property
+    def ready(self) -> Mapping[int, Servable]:
+        """Who could answer, by version."""
+        return {number: record.servable for number, record in self.records.items() if record.servable is not None}
+
+    @property
     def live(self) -> Servable | None:
-        """Who answers where a request names no version: the highest that is ready."""
-        ready = [number for number, record in self.records.items() if record.servable is not None]
-        return self.records[max(ready)].servable if ready else None
+        """Who answers where a request names no version, canaries apart."""
+        ready = self.ready
+        number = self._choose(ready)
+        return None if number is None else ready[number]
+
+    def would_be_live(self, version: int) -> bool:
+        """Whether that version were live if it were ready."""
+        return self._choose({*self.ready, version}) == version
+
+    def _choose(self, ready: Collection[int]) -> int | None:
+        """The version that routing.toml names, else the highest that is not on trial, else any."""
+        if self.routing.live in ready:
+            return self.routing.live
+        settled = [number for number in ready if not self.routing.part(number).is_trial]
+        return max(settled or ready, default=None)
+
+    def draw(self, percent: float) -> Servable | None:
+        """Who answers a request that names no version: a canary where `percent`, from 0 to 100, is in its share."""
+        ready = self.ready
+        for number, part in self.routing.versions.items():
+            if number in ready and percent < part.canary:
+                return ready[number]
+            percent -= part.canary
+        return self.live
+
+    def shadows(self, percent: float) -> list[Servable]:
+        """Who is shown a request, `percent` being drawn from 0 to 100."""
+        ready = self.ready
+        return [
+            ready[number] for number, part in self.routing.versions.items() if number in ready and percent < part.shadow
+        ]
 
     @property
     def is_ready(self) -> bool:
@@ -88,6 +174,9 @@ class Model:
         return self.problem or versions or "its files are still being written"
 
     def unwanted(self) -> list[Record]:
-        """Versions that answer though the repository asks for them no more, once one that it asks for answers."""
-        answering = {number for number, record in self.records.items() if record.servable is not None}
-        return [self.records[number] for number in answering - self.wanted] if answering & self.wanted else []
+        """Versions that answer though the repository asks for them no more, once an heir answers."""
+        pinned = self.routing.live
+        settled = {number for number in self.wanted if not self.routing.part(number).is_trial}
+        heirs = {pinned} if pinned in self.wanted else settled or set(self.wanted)
+        answering = self.ready.keys()
+        return [self.records[number] for number in answering - set(self.wanted)] if answering & heirs else []

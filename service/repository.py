@@ -28,6 +28,7 @@ from models.artifact import (
     resolve,
 )
 from service.errors import RepositoryError
+from service.routing import ROUTING_FILE, Routing
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Version:
     batching: Batching
     source: Artifact | Path
     """What is to be converted, or the directory that holds the published files."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What the repository asks of one model."""
+
+    wanted: Mapping[int, Signature]
+    """The versions to be loaded, ascending, each with the state of its files."""
+    routing: Routing
+    config: ModelConfig
 
 
 class Repository:
@@ -80,41 +91,57 @@ class Repository:
         return [name for name in found if not name.startswith(".") and name != "lost+found"]
 
     def wanted(self, name: str) -> list[int]:
-        """The versions of a model that its model.toml asks to be loaded, ascending. Raises RepositoryError."""
-        config = self._config(name)
-        with _readable(name):
-            present = sorted(
-                int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and _is_version(path.name)
-            )
+        """The versions of a model that are to be loaded, ascending. Raises RepositoryError."""
+        return self._wanted(name, self.config(name), self.routing(name))
+
+    def inventory(self, name: str) -> Inventory:
+        """The wanted versions of a model, and who answers what. Raises RepositoryError."""
+        config, routing = self.config(name), self.routing(name)
+        signatures = {number: self.signature(name, number) for number in self._wanted(name, config, routing)}
+        return Inventory(signatures, routing, config)
+
+    def _wanted(self, name: str, config: ModelConfig, routing: Routing) -> list[int]:
+        present = self.present(name)
         if not present:
             raise RepositoryError(
                 f"model {name} has no version", cure=f"put its weights into {name}/1/, such as {name}/1/weights.pth"
             )
-        if config.versions == "all":
-            return present
-        if config.versions == "latest":
-            return present[-1:]
-        if absent := sorted(set(config.versions) - set(present)):
+        if isinstance(config.versions, tuple) and (absent := sorted(set(config.versions) - set(present))):
             raise RepositoryError(
                 f"model.toml of {name} asks for version {absent[0]}, and there is none",
                 cure=f"correct versions; present are {', '.join(map(str, present))}",
             )
-        return sorted(set(config.versions))
+        return sorted(routing.wanted(present, config.versions))
 
-    def signatures(self, name: str) -> dict[int, Signature]:
-        """The wanted versions of a model, each with the state of its files. Raises RepositoryError."""
+    def present(self, name: str) -> list[int]:
+        """The versions of a model that are there, wanted or not, ascending. Raises RepositoryError."""
+        with _readable(name):
+            return sorted(
+                int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and _is_version(path.name)
+            )
+
+    def signature(self, name: str, number: int) -> Signature:
+        """The state of the files that one version is made of. Raises RepositoryError."""
         model = self.root / name
-        signatures = {}
-        for number in self.wanted(name):
-            with _readable(name):
-                paths = [*model.glob("*.toml"), *model.glob("*.txt"), *(model / str(number)).rglob("*")]
-                stats = [(str(path.relative_to(model)), path.lstat()) for path in sorted(paths)]
-            signatures[number] = Signature(tuple((path, stat.st_size, stat.st_ctime_ns) for path, stat in stats))
-        return signatures
+        with _readable(name):
+            settings = [path for path in model.glob("*.toml") if path.name != ROUTING_FILE]
+            paths = [*settings, *model.glob("*.txt"), *(model / str(number)).rglob("*")]
+            stats = [(str(path.relative_to(model)), path.lstat()) for path in sorted(paths)]
+        return Signature(tuple((path, stat.st_size, stat.st_ctime_ns) for path, stat in stats))
+
+    def routing(self, name: str) -> Routing:
+        """Who answers what, as routing.toml says. Raises RepositoryError."""
+        path = self.root / name / ROUTING_FILE
+        if not os.path.lexists(path):
+            return Routing()
+        try:
+            return Routing.model_validate(_read_toml(path))
+        except ValidationError as error:
+            raise RepositoryError(f"{ROUTING_FILE} of {name}: {first_problem(error)}", cure=_CORRECT) from error
 
     def resolve(self, name: str, number: int) -> Version:
         """Everything that is known of one version without converting it. Raises RepositoryError."""
-        config, directory = self._config(name, number), self.root / name / str(number)
+        config, directory = self.config(name, number), self.root / name / str(number)
         if (directory / MANIFEST_FILE).exists():
             return Version(name, number, config.batching, directory)
         try:
@@ -124,22 +151,22 @@ class Repository:
         except ArtifactError as error:
             raise RepositoryError(str(error), cure=error.cure) from error
         except ValidationError as error:
-            raise RepositoryError(f"[input] of model.toml: {_first(error)}", cure=_CORRECT) from error
+            raise RepositoryError(f"[input] of model.toml: {first_problem(error)}", cure=_CORRECT) from error
         return Version(name, number, config.batching, artifact)
 
-    def _config(self, name: str, number: int | None = None) -> ModelConfig:
-        """model.toml, overridden by the version's artifact.toml where there is one."""
+    def config(self, name: str, number: int | None = None) -> ModelConfig:
+        """model.toml, overridden by the version's artifact.toml where there is one. Raises RepositoryError."""
         values = _read_toml(self.root / name / CONFIG_FILE)
         try:
             config = ModelConfig.model_validate(values)
         except ValidationError as error:
-            raise RepositoryError(f"model.toml of {name}: {_first(error)}", cure=_CORRECT) from error
+            raise RepositoryError(f"model.toml of {name}: {first_problem(error)}", cure=_CORRECT) from error
         if number is None or not (override := self.root / name / str(number) / OVERRIDE_FILE).exists():
             return config
         try:
             return config.overridden(_read_toml(override))
         except ValidationError as error:
-            raise RepositoryError(f"artifact.toml of {name}/{number}: {_first(error)}", cure=_CORRECT) from error
+            raise RepositoryError(f"artifact.toml of {name}/{number}: {first_problem(error)}", cure=_CORRECT) from error
         except ValueError as error:
             raise RepositoryError(f"artifact.toml of {name}/{number}: {error}", cure=_CORRECT) from error
 
@@ -167,7 +194,9 @@ def read_published(directory: Path) -> tuple[Manifest, bytes]:
         manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes())
         content = (directory / ONNX_FILE).read_bytes()
     except ValidationError as error:
-        raise RepositoryError(f"{MANIFEST_FILE} is not one of this release: {_first(error)}", cure=_AGAIN) from error
+        raise RepositoryError(
+            f"{MANIFEST_FILE} is not one of this release: {first_problem(error)}", cure=_AGAIN
+        ) from error
     except OSError as error:
         raise RepositoryError(
             f"a published file cannot be read: {error.strerror}", cure=_AGAIN, detail=str(error)
@@ -197,7 +226,7 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
         raise RepositoryError(f"{path.parent.name}/{path.name} cannot be read: {error}", cure=_CORRECT) from error
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The first complaint, with the setting that it is about."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])

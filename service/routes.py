@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 from starlette.requests import ClientDisconnect
 
 from service import metrics
@@ -13,6 +14,7 @@ from service.body import BodyReader
 from service.lifecycle import Lifecycle
 from service.middleware import RequestFacts
 from service.registry import Registry
+from service.routing import Label
 from service.schemas import (
     ErrorAnswer,
     LabelsAnswer,
@@ -53,6 +55,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ReadyAnswer}}
 
+VersionQuery = Annotated[
+    Annotated[int, Field(ge=1)] | Label | None,
+    Query(union_mode="left_to_right", description="A version or its label. Default: the live one, or a canary's turn"),
+]
+
 router = APIRouter()
 
 
@@ -67,7 +74,7 @@ async def predict(
     request: Request,
     model: str,
     top_k: Annotated[int, Query(ge=1, le=1000, description="How many classes to answer with")] = 5,
-    version: Annotated[int | None, Query(ge=1, description="Default: the live version")] = None,
+    version: VersionQuery = None,
 ) -> Response:
     """Says what is on an image, on each of several, or in rows of numbers."""
     facts = RequestFacts.of(request)
@@ -85,6 +92,8 @@ async def predict(
                 outcome = await _unless_gone(request, servable.predict(items, top_k, deadline))
                 facts.outcome = outcome.worst_code
                 answer = PredictAnswer.of(servable, outcome)
+            if version is None:
+                registry.mirror(servable, items, outcome)
     except ClientDisconnect:
         facts.outcome = "client_gone"
         return Response(status_code=499)  # nobody reads it
@@ -133,7 +142,7 @@ async def show_model(request: Request, model: str) -> ModelBody:
 
 
 @router.get("/models/{model}/labels", responses=_ERRORS)
-async def show_labels(request: Request, model: str, version: Annotated[int | None, Query(ge=1)] = None) -> LabelsAnswer:
+async def show_labels(request: Request, model: str, version: VersionQuery = None) -> LabelsAnswer:
     """The labels of a version, in class order."""
     registry: Registry = request.state.registry
     servable = registry.servable(model, version)

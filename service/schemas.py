@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from models.artifact import Manifest, Parity
 from models.inputs import Input
 from service.errors import ServiceError
+from service.golden import Report
 from service.model import Model, Record, State
+from service.routing import Part
 from service.servable import Outcome, Servable
 
 
@@ -95,10 +97,17 @@ class VersionBody(Body):
     precision: str | None = None
     producers: Mapping[str, str] | None = None
     fingerprint: str | None = None
+    canary: float | None = None
+    """Per cent of the requests that name no version which it answers, while it is on trial."""
+    shadow: float | None = None
+    """Per cent of those requests which it is shown as well."""
+    golden: Report | None = None
+    """How its labels agreed with the live version's when it was loaded or made live."""
 
     @classmethod
-    def of(cls, record: Record) -> "VersionBody":
+    def of(cls, record: Record, part: Part | None = None) -> "VersionBody":
         """What is told of a version."""
+        trial = {"canary": part.canary or None, "shadow": part.shadow or None} if part else {}
         known = _known(record.manifest) if record.manifest else {}
         return cls(
             version=record.version,
@@ -106,7 +115,9 @@ class VersionBody(Body):
             reason=record.reason,
             since=round(record.changed, 3),
             provider=record.provider,
+            golden=record.report,
             **known,
+            **trial,
         )
 
 
@@ -129,6 +140,7 @@ class ModelBody(Body):
     name: str
     ready: bool
     live: int | None
+    labels: Mapping[str, int]
     problem: str
     versions: Sequence[VersionBody]
 
@@ -139,8 +151,11 @@ class ModelBody(Body):
             name=model.name,
             ready=model.is_ready,
             live=model.live.version if model.live else None,
+            labels=model.routing.labels,
             problem=model.problem,
-            versions=[VersionBody.of(model.records[number]) for number in sorted(model.records)],
+            versions=[
+                VersionBody.of(record, model.routing.part(number)) for number, record in sorted(model.records.items())
+            ],
         )
 
 
@@ -148,6 +163,15 @@ class ModelsAnswer(Body):
     """Every model."""
 
     models: Sequence[ModelBody]
+
+
+class UploadAnswer(Body):
+    """A version that was received and published."""
+
+    model: str
+    version: int
+    bytes: int
+    sha256: str
 
 
 class LabelsAnswer(Body):

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "MENAGERIE_"
@@ -60,7 +60,9 @@ class Settings(BaseSettings):
 
     # Requests.
     request_timeout_seconds: Timeout = Field(30.0, description="An answer that takes longer becomes a 504")
-    body_timeout_seconds: Timeout = Field(15.0, description="A body that takes longer to arrive becomes a 408")
+    body_timeout_seconds: Timeout = Field(
+        15.0, description="A body that takes longer to arrive becomes a 408, and an upload that stalls as long"
+    )
     max_body_bytes: PositiveInt = Field(32 * MIB, description="Bytes of one request's body, at most; then 413")
     max_inflight_body_bytes: PositiveInt = Field(
         512 * MIB, description="Bytes of all bodies being received and decoded, at most; then 429"
@@ -69,6 +71,14 @@ class Settings(BaseSettings):
     max_image_pixels: PositiveInt = Field(50_000_000, description="Pixels of one image by its header, at most")
     decode_threads: NonNegativeInt = Field(0, description="Threads that decode images; 0 is one a core")
     max_decode_images: PositiveInt = Field(512, description="Images waiting to be decoded, at most; then 429")
+
+    # The admin API.
+    admin_token: SecretStr | None = Field(
+        None, min_length=16, description="Whoever sends it may use the admin API; without one there is none"
+    )
+    max_upload_bytes: PositiveInt = Field(
+        8 * 1024 * MIB, description="Bytes of one uploaded version, at most; then 413"
+    )
 
     # Stopping.
     drain_delay_seconds: Delay = Field(

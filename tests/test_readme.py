@@ -13,9 +13,10 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from models import artifact, catalog
 from models.inputs import NORMALIZATIONS, ImageInput
-from service import errors, metrics
+from service import admin, errors, metrics
 from service.__main__ import app
 from service.routes import router
+from service.routing import Part, Routing
 from service.settings import DEFAULT_REPOSITORY, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,7 @@ def setting_rows():
     rows = []
     for name, field in Settings.model_fields.items():
         default = defaults.get(name, field.default)
+        default = "" if default is None else default
         shown = str(default).lower() if isinstance(default, bool) else ",".join(default) if default == () else default
         rows.append([f"`MENAGERIE_{name.upper()}`", f"`{shown}`" if shown != "" else "", field.description])
     return rows
@@ -77,11 +79,25 @@ def test_every_architecture_is_listed():
     assert table("## Architectures") == architecture_rows()
 
 
-def test_every_route_is_listed():
-    routes = [
+def routes_of(router):
+    return [
         f"`{method} {route.path}`" for route in router.routes if isinstance(route, APIRoute) for method in route.methods
     ]
-    assert [row[0] for row in table("## Routes")] == [*routes, "`GET /docs`"]
+
+
+def test_every_route_is_listed():
+    assert [row[0] for row in table("## Routes")] == [*routes_of(router), "`GET /docs`"]
+
+
+def test_every_route_of_the_admin_api_is_listed():
+    short = [route.replace(" /admin/models/{model}", " ").replace(" `", "`") for route in routes_of(admin.router)]
+    assert [row[0] for row in table("## Admin API")] == short
+
+
+def test_every_key_of_a_routing_toml_is_told():
+    section = README.split("## New versions", 1)[1].split("\n## ", 1)[0]
+    for key in (*Routing.model_fields, *Part.model_fields):
+        assert re.search(rf"^\[?{key}\b|`{key}[` ]", section, re.MULTILINE), key
 
 
 def test_every_command_is_told():

@@ -202,13 +202,13 @@ def test_the_fingerprint_follows_what_decides_the_answer(iris):
 
 def test_a_signature_changes_with_the_files_and_settles_with_time(iris):
     repository = Repository(iris)
-    before = repository.signatures("iris")
+    before = repository.inventory("iris").wanted
     assert list(before) == [1]
-    assert repository.signatures("iris") == before
+    assert repository.inventory("iris").wanted == before
     assert before[1].is_settled(0)
     assert not before[1].is_settled(3600)
     (iris / "iris" / "1" / "weights.pth").write_bytes(b"weights, again")
-    assert repository.signatures("iris") != before
+    assert repository.inventory("iris").wanted != before
 
 
 def test_a_published_version_needs_no_architecture(tmp_path):

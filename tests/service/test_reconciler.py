@@ -9,11 +9,14 @@ import pytest
 
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
 from service.lifecycle import Lifecycle
+from service.loader import Loader
 from service.machine import usable_cores
 from service.metrics import generate_latest
 from service.preprocess import DecodePool
+from service.reconciler import Reconciler
 from service.registry import Registry
 from service.settings import Settings
+from service.shadow import Mirror
 from tests.models.published import publish_numbers, publish_softmax
 from tests.servers import until
 from tests.service.test_routes import picture
@@ -24,16 +27,26 @@ NUMBERS = np.array([0, 1, 0], np.float32)
 
 
 @pytest.fixture
-async def registry(tmp_path):
-    """A registry of an empty repository."""
+def root(tmp_path):
+    """An empty repository."""
     (tmp_path / "repository").mkdir()
-    settings = Settings(repository=tmp_path / "repository", cache=tmp_path / "cache", provider="cpu")
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def registry():
+    """An empty table."""
+    return Registry(Mirror(20))
+
+
+@pytest.fixture
+async def reconciler(registry, root, tmp_path):
+    settings = Settings(repository=root, cache=tmp_path / "cache", provider="cpu")
     decoders = DecodePool(usable_cores(), settings.max_decode_images, settings.max_image_pixels)
     decoders.start()
-    registry = Registry(settings, decoders, Lifecycle())
-    registry.root = settings.repository
-    yield registry
-    await registry.close()
+    reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
+    yield reconciler
+    await reconciler.close()
     decoders.close()
 
 
@@ -53,22 +66,22 @@ def value(metric):
     return next((float(line.split()[-1]) for line in lines if line.startswith(metric)), None)
 
 
-async def test_an_empty_repository_is_unready_with_a_reason(registry):
+async def test_an_empty_repository_is_unready_with_a_reason(reconciler, registry):
     assert "not been read" in registry.unready()["repository"]
-    await registry.refresh()
+    await reconciler.refresh()
     assert "holds no model" in registry.unready()["repository"]
     with pytest.raises(ModelNotFound):
         registry.servable("model")
 
 
-async def test_a_new_version_replaces_the_old_one_which_answers_until_then(registry):
-    publish_numbers(registry.root / "model", 1)
-    await registry.refresh()
+async def test_a_new_version_replaces_the_old_one_which_answers_until_then(reconciler, registry, root):
+    publish_numbers(root / "model", 1)
+    await reconciler.refresh()
     assert await ask(registry) == (1, "second")
     swaps = value('serving_swaps_total{model="model",outcome="ok"}') or 0
-    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "2")
+    shutil.copytree(root / "model" / "1", root / "model" / "2")
     with registry.lease("model") as old:
-        await registry.refresh()
+        await reconciler.refresh()
         assert await ask(registry) == (2, "second")
         assert states(registry) == {1: "UNLOADING", 2: "READY"}
         outcome = await old.predict([NUMBERS], 1, time.monotonic() + 20)  # who holds a lease is still answered
@@ -80,13 +93,13 @@ async def test_a_new_version_replaces_the_old_one_which_answers_until_then(regis
     assert value('serving_model_state{model="model",state="READY",version="2"}') == 1
 
 
-async def test_a_broken_new_version_leaves_the_old_one_live_with_the_reason(registry):
-    publish_numbers(registry.root / "model", 1)
-    await registry.refresh()
+async def test_a_broken_new_version_leaves_the_old_one_live_with_the_reason(reconciler, registry, root):
+    publish_numbers(root / "model", 1)
+    await reconciler.refresh()
     swaps = value('serving_swaps_total{model="model",outcome="failed"}') or 0
-    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "2")
-    (registry.root / "model" / "2" / "model.onnx").write_bytes(b"broken")
-    await registry.refresh()
+    shutil.copytree(root / "model" / "1", root / "model" / "2")
+    (root / "model" / "2" / "model.onnx").write_bytes(b"broken")
+    await reconciler.refresh()
     assert await ask(registry) == (1, "second")
     assert states(registry) == {1: "READY", 2: "UNAVAILABLE"}
     assert "is not the file" in registry.model("model").records[2].reason
@@ -94,27 +107,27 @@ async def test_a_broken_new_version_leaves_the_old_one_live_with_the_reason(regi
     assert value('serving_swaps_total{model="model",outcome="failed"}') == swaps + 1
     with pytest.raises(ModelNotReady, match="UNAVAILABLE"):
         registry.servable("model", 2)
-    shutil.rmtree(registry.root / "model" / "2")
-    await registry.refresh()
+    shutil.rmtree(root / "model" / "2")
+    await reconciler.refresh()
     assert states(registry) == {1: "READY"}
 
 
-async def test_a_version_that_was_deleted_gives_way_to_the_one_before(registry):
-    publish_numbers(registry.root / "model", 1)
-    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "2")
-    await registry.refresh()
+async def test_a_version_that_was_deleted_gives_way_to_the_one_before(reconciler, registry, root):
+    publish_numbers(root / "model", 1)
+    shutil.copytree(root / "model" / "1", root / "model" / "2")
+    await reconciler.refresh()
     assert (await ask(registry))[0] == 2
-    shutil.rmtree(registry.root / "model" / "2")
-    await registry.refresh()
+    shutil.rmtree(root / "model" / "2")
+    await reconciler.refresh()
     assert (await ask(registry))[0] == 1
 
 
-async def test_all_versions_can_be_live_at_once(registry):
-    publish_numbers(registry.root / "model", 1)
-    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "3")
-    toml = registry.root / "model" / "model.toml"
+async def test_all_versions_can_be_live_at_once(reconciler, registry, root):
+    publish_numbers(root / "model", 1)
+    shutil.copytree(root / "model" / "1", root / "model" / "3")
+    toml = root / "model" / "model.toml"
     toml.write_text(toml.read_text() + 'versions = "all"\n')
-    await registry.refresh()
+    await reconciler.refresh()
     assert [await ask(registry, version=number) for number in (1, 3, None)] == [
         (1, "second"),
         (3, "second"),
@@ -122,158 +135,158 @@ async def test_all_versions_can_be_live_at_once(registry):
     ]
     with pytest.raises(ModelNotFound, match="no version 2"):
         registry.servable("model", 2)
-    shutil.rmtree(registry.root / "model" / "3")
-    await registry.refresh()
+    shutil.rmtree(root / "model" / "3")
+    await reconciler.refresh()
     assert (await ask(registry))[0] == 1
 
 
-async def test_a_version_whose_files_change_is_loaded_again(registry):
-    directory = publish_softmax(registry.root / "model")
-    await registry.refresh()
+async def test_a_version_whose_files_change_is_loaded_again(reconciler, registry, root):
+    directory = publish_softmax(root / "model")
+    await reconciler.refresh()
     assert await ask(registry, item=picture("red")) == (1, "red")
     shutil.rmtree(directory.parent)
-    publish_softmax(registry.root / "model", labels=("rot", "gruen", "blau"))
-    await registry.refresh()
+    publish_softmax(root / "model", labels=("rot", "gruen", "blau"))
+    await reconciler.refresh()
     assert await ask(registry, item=picture("red")) == (1, "rot")
     (directory / "model.onnx").write_bytes(b"broken")
-    await registry.refresh()
+    await reconciler.refresh()
     assert await ask(registry, item=picture("red")) == (1, "rot")
     assert states(registry) == {1: "READY"}
     assert "is not the file" in registry.model("model").records[1].reason
 
 
-async def test_a_copy_under_way_is_left_for_the_next_time(registry):
-    publish_numbers(registry.root / "model")
-    await registry.refresh(settled_seconds=3600)
+async def test_a_copy_under_way_is_left_for_the_next_time(reconciler, registry, root):
+    publish_numbers(root / "model")
+    await reconciler.look(settled_seconds=3600)
     assert registry.model("model").records == {}
     with pytest.raises(ModelNotReady):
         registry.servable("model")
-    await registry.refresh()
+    await reconciler.refresh()
     assert await ask(registry) == (1, "second")
 
 
-async def test_a_model_that_was_removed_is_unknown_and_its_last_caller_answered(registry):
-    publish_numbers(registry.root / "model")
-    publish_numbers(registry.root / "other")
-    await registry.refresh()
+async def test_a_model_that_was_removed_is_unknown_and_its_last_caller_answered(reconciler, registry, root):
+    publish_numbers(root / "model")
+    publish_numbers(root / "other")
+    await reconciler.refresh()
     with registry.lease("model") as servable:
-        shutil.rmtree(registry.root / "model")
-        await registry.refresh()
+        shutil.rmtree(root / "model")
+        await reconciler.refresh()
         with pytest.raises(ModelNotFound):
             registry.servable("model")
         assert (await servable.predict([NUMBERS], 1, time.monotonic() + 20)).results
     assert (await ask(registry, "other"))[0] == 1
 
 
-async def gone(registry, name="model"):
+async def gone(reconciler):
     """Waits until nothing drains any more."""
-    await asyncio.to_thread(until, lambda: not registry._retirements)
+    await asyncio.to_thread(until, lambda: not reconciler._retirements)
 
 
-async def test_looking_again_while_a_version_drains_disturbs_nothing(registry):
-    publish_numbers(registry.root / "model", 1)
-    await registry.refresh()
-    shutil.copytree(registry.root / "model" / "1", registry.root / "model" / "2")
+async def test_looking_again_while_a_version_drains_disturbs_nothing(reconciler, registry, root):
+    publish_numbers(root / "model", 1)
+    await reconciler.refresh()
+    shutil.copytree(root / "model" / "1", root / "model" / "2")
     with registry.lease("model") as old:
-        await registry.refresh()
-        await registry.refresh()
+        await reconciler.refresh()
+        await reconciler.refresh()
         assert states(registry) == {1: "UNLOADING", 2: "READY"}
         assert (await old.predict([NUMBERS], 1, time.monotonic() + 20)).results
-    await gone(registry)
+    await gone(reconciler)
     assert states(registry) == {2: "READY"}
 
 
-async def test_a_version_that_comes_back_while_it_drains_is_a_new_one(registry):
-    publish_numbers(registry.root / "model", 1)
-    shutil.copytree(registry.root / "model" / "1", registry.root / "copy")
-    shutil.copytree(registry.root / "copy", registry.root / "model" / "2")
-    shutil.rmtree(registry.root / "copy")
-    await registry.refresh()
+async def test_a_version_that_comes_back_while_it_drains_is_a_new_one(reconciler, registry, root):
+    publish_numbers(root / "model", 1)
+    shutil.copytree(root / "model" / "1", root / "copy")
+    shutil.copytree(root / "copy", root / "model" / "2")
+    shutil.rmtree(root / "copy")
+    await reconciler.refresh()
     with registry.lease("model", 2):
-        (registry.root / "model" / "2").rename(registry.root / ".aside")
-        await registry.refresh()
+        (root / "model" / "2").rename(root / ".aside")
+        await reconciler.refresh()
         assert (await ask(registry))[0] == 1
-        (registry.root / ".aside").rename(registry.root / "model" / "2")
-        await registry.refresh()
+        (root / ".aside").rename(root / "model" / "2")
+        await reconciler.refresh()
         assert (await ask(registry))[0] == 2
-    await gone(registry)
+    await gone(reconciler)
     assert states(registry) == {2: "READY"}
     assert (await ask(registry))[0] == 2
     assert value('serving_queue_depth{model="model",version="2"}') == 0
     assert value('serving_model_state{model="model",state="READY",version="2"}') == 1
 
 
-async def test_a_model_that_comes_back_while_it_drains_keeps_its_metrics(registry):
-    publish_numbers(registry.root / "model")
-    publish_numbers(registry.root / "other")
-    await registry.refresh()
+async def test_a_model_that_comes_back_while_it_drains_keeps_its_metrics(reconciler, registry, root):
+    publish_numbers(root / "model")
+    publish_numbers(root / "other")
+    await reconciler.refresh()
     with registry.lease("model"):
-        (registry.root / "model").rename(registry.root / ".aside")
-        await registry.refresh()
-        (registry.root / ".aside").rename(registry.root / "model")
-        await registry.refresh()
-    await gone(registry)
+        (root / "model").rename(root / ".aside")
+        await reconciler.refresh()
+        (root / ".aside").rename(root / "model")
+        await reconciler.refresh()
+    await gone(reconciler)
     assert value('serving_queue_depth{model="model",version="1"}') == 0
     assert (await ask(registry))[0] == 1
 
 
-async def test_a_broken_model_that_is_removed_leaves_no_state_behind(registry):
-    publish_numbers(registry.root / "other")
-    (publish_numbers(registry.root / "model") / "model.onnx").write_bytes(b"broken")
-    await registry.refresh()
+async def test_a_broken_model_that_is_removed_leaves_no_state_behind(reconciler, root):
+    publish_numbers(root / "other")
+    (publish_numbers(root / "model") / "model.onnx").write_bytes(b"broken")
+    await reconciler.refresh()
     assert value('serving_model_state{model="model",state="UNAVAILABLE",version="1"}') == 1
-    shutil.rmtree(registry.root / "model")
-    await registry.refresh()
+    shutil.rmtree(root / "model")
+    await reconciler.refresh()
     assert value('serving_model_state{model="model",state="UNAVAILABLE",version="1"}') is None
 
 
-async def test_a_model_that_is_added_later_does_not_make_the_server_unready(registry):
-    publish_numbers(registry.root / "model")
-    await registry.refresh()
-    (registry.root / "new").mkdir()
-    (registry.root / "Not A Model").mkdir()
-    await registry.refresh()
+async def test_a_model_that_is_added_later_does_not_make_the_server_unready(reconciler, registry, root):
+    publish_numbers(root / "model")
+    await reconciler.refresh()
+    (root / "new").mkdir()
+    (root / "Not A Model").mkdir()
+    await reconciler.refresh()
     assert registry.unready() == {}
     assert "model.toml" in registry.model("new").why_unready
     with pytest.raises(ModelNotReady, match=r"model\.toml"):
         registry.servable("new")
 
 
-async def test_a_version_that_was_deleted_goes_though_a_sibling_is_broken(registry):
-    publish_numbers(registry.root / "model", 1)
+async def test_a_version_that_was_deleted_goes_though_a_sibling_is_broken(reconciler, registry, root):
+    publish_numbers(root / "model", 1)
     for number in (2, 3):
-        shutil.copytree(registry.root / "model" / "1", registry.root / "model" / str(number))
-    (registry.root / "model" / "2" / "model.onnx").write_bytes(b"broken")
-    toml = registry.root / "model" / "model.toml"
+        shutil.copytree(root / "model" / "1", root / "model" / str(number))
+    (root / "model" / "2" / "model.onnx").write_bytes(b"broken")
+    toml = root / "model" / "model.toml"
     toml.write_text(toml.read_text() + 'versions = "all"\n')
-    await registry.refresh()
+    await reconciler.refresh()
     assert (await ask(registry))[0] == 3
-    shutil.rmtree(registry.root / "model" / "3")
-    await registry.refresh()
+    shutil.rmtree(root / "model" / "3")
+    await reconciler.refresh()
     assert (await ask(registry))[0] == 1
 
 
-async def test_what_is_published_answers_before_what_has_to_be_converted(registry, monkeypatch):
-    model = registry.root / "a_first"
+async def test_what_is_published_answers_while_another_is_converted(reconciler, registry, root, monkeypatch):
+    model = root / "a_first"
     (model / "1").mkdir(parents=True)
     (model / "model.toml").write_text('architecture = "mlp_iris"\n')
     (model / "1" / "weights.pth").write_bytes(b"weights")
-    publish_numbers(registry.root / "z_last")
+    publish_numbers(root / "z_last")
 
     async def convert(*_):
-        assert (await ask(registry, "z_last"))[0] == 1
+        await asyncio.to_thread(until, lambda: registry.model("z_last").is_ready)
         raise ConversionError("tried")
 
     monkeypatch.setattr("service.conversion.Converter.convert", convert)
-    await registry.refresh()
+    await reconciler.refresh()
     assert "tried" in registry.model("a_first").records[1].reason
 
 
-async def test_a_repository_that_vanishes_leaves_what_is_loaded(registry):
-    publish_numbers(registry.root / "model")
-    await registry.refresh()
-    shutil.rmtree(registry.root)
-    await registry.refresh()
+async def test_a_repository_that_vanishes_leaves_what_is_loaded(reconciler, registry, root):
+    publish_numbers(root / "model")
+    await reconciler.refresh()
+    shutil.rmtree(root)
+    await reconciler.refresh()
     assert await ask(registry) == (1, "second")
 
 

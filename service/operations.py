@@ -1,0 +1,186 @@
+"""What an operator may ask of a server: each changes the repository, and has the reconciler look at it again."""
+
+import asyncio
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from models.artifact import MODEL_NAME, ModelConfig
+from service import golden
+from service.errors import Conflict, InvalidInput, LoadFailed, ModelNotFound
+from service.model import Record
+from service.publisher import Publisher
+from service.reconciler import Reconciler, check_agreement
+from service.registry import Registry
+from service.repository import Repository, first_problem
+from service.routing import Routing
+
+log = structlog.get_logger()
+
+
+class Operations:
+    """Called on the event loop. What they decide is in the repository, and survives the process."""
+
+    def __init__(
+        self, registry: Registry, reconciler: Reconciler, repository: Repository, publisher: Publisher
+    ) -> None:
+        self._registry = registry
+        self._reconciler = reconciler
+        self._repository = repository
+        self.publisher = publisher
+        self._editing = asyncio.Lock()
+
+    async def define(self, name: str, text: str) -> None:
+        """Writes a model.toml, of a new model or a known one. Raises InvalidInput."""
+        if not MODEL_NAME.fullmatch(name):
+            raise InvalidInput(
+                f"{name[:64]!r} is no name for a model", cure="lower-case letters, digits, '.', '_' and '-', at most 64"
+            )
+        try:
+            ModelConfig.model_validate(tomllib.loads(text))
+        except ValidationError as error:
+            raise InvalidInput(f"model.toml: {first_problem(error)}", cure="the README lists its keys") from error
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidInput(f"the body is not TOML: {error}", cure='send architecture = "resnet18", say') from error
+        await asyncio.to_thread(self.publisher.write_config, name, text)
+        await self._reconciler.look_at(name)
+
+    async def publish(self, staged: Path, name: str, number: int | None) -> int:
+        """Takes a received version into the repository, loaded as if it had been dropped there. Raises Conflict."""
+        number = await asyncio.to_thread(self.publisher.publish, staged, name, number)
+        log.info("received", model=f"{name} version {number}")
+        await self._reconciler.look_at(name, number)
+        return number
+
+    async def pin(self, name: str) -> None:
+        """The live version stays live, whatever comes; until one is activated, or `unpin`."""
+        live = self._registry.model(name).live
+        if live is not None:
+            await self._edit(name, lambda routing: routing if routing.live else routing.with_live(live.version, None))
+
+    async def unpin(self, name: str) -> None:
+        """The highest version is live again, now and as others come."""
+        self._registry.model(name)
+        await self._edit(name, lambda routing: routing.with_live(None, None))
+        await self._reconciler.look_at(name)
+
+    async def load(self, name: str, number: int, *, unload_first: bool = False) -> Record:
+        """Loads a version beside the live one, and waits for it; several that ask for the same load share it.
+
+        With `unload_first` the live version may go first where memory does not hold both. Raises LoadFailed.
+        """
+        await self._check_present(name, number)
+        if number not in await asyncio.to_thread(self._repository.wanted, name):
+            await self._edit(name, lambda routing: routing.with_part(number, load=True))
+        await self._reconciler.look_at(name, number, unload_first=unload_first)
+        record = self._registry.record(name, number)
+        await record.loaded()
+        if record.servable is None:
+            raise LoadFailed(f"{name} version {number}: {record.reason}")
+        return record
+
+    async def cancel(self, name: str, number: int) -> None:
+        """Ends the load of a version that is under way. Raises Conflict where there is none."""
+        record = self._registry.record(name, number)
+        if record.loading is None:
+            raise Conflict(f"{name} version {number} is not being loaded")
+        self._reconciler.cancel(record)
+        await record.loaded()
+
+    async def unload(self, name: str, number: int) -> None:
+        """Unloads a version that is not live, once its last callers are answered. Raises Conflict."""
+        await self._check_present(name, number)
+        self._check_unused(name, number)
+        await self._edit(name, lambda routing: routing.with_part(number, load=False, canary=0.0, shadow=0.0))
+        await self._reconciler.look_at(name)
+
+    async def activate(self, name: str, number: int, *, unload_first: bool = False, is_checked: bool = True) -> Record:
+        """Makes a version live, loading it if need be. Raises LoadFailed, GoldenDisagreement: who was live still is."""
+        model = self._registry.model(name)
+        before = model.live.version if model.live else None
+        record = await self.load(name, number, unload_first=unload_first)
+        if before in model.records and before != number:
+            record.report = golden.compare(record.answers, before, model.records[before].answers)
+            if is_checked:
+                check_agreement(model, number, record.report)
+        await self._edit(name, lambda routing: routing.with_live(number, before))
+        await self._reconciler.look_at(name)
+        log.info("activated", model=f"{name} version {number}", before=before)
+        return record
+
+    async def roll_back(self, name: str) -> Record:
+        """Makes the version live that was so before, whatever its golden answers. Raises Conflict, LoadFailed."""
+        live = self._registry.model(name).live
+        routing = await asyncio.to_thread(self._repository.routing, name)
+        present = await asyncio.to_thread(self._repository.present, name)
+        lower = [number for number in present if live is None or number < live.version]
+        previous = routing.previous if routing.previous in present else max(lower, default=None)
+        if previous is None:
+            raise Conflict(f"{name} has no version to go back to")
+        return await self.activate(name, previous, is_checked=False)
+
+    async def delete(self, name: str, number: int) -> None:
+        """Removes a version from the repository. Raises Conflict where it is live or has a label."""
+        await self._check_present(name, number)
+        self._check_unused(name, number)
+        await self._edit(name, lambda routing: routing.without(number))
+        await asyncio.to_thread(self.publisher.delete, name, number)
+        await self._reconciler.look_at(name)
+
+    async def label(self, name: str, label: str, number: int | None) -> None:
+        """Moves a label to a version, which is loaded first, or takes it away. Raises LoadFailed."""
+        if number is None:
+            self._registry.model(name)
+            await self._edit(name, lambda routing: routing.with_label(label, None))
+        else:
+            before = self._registry.model(name).routing.part(number)
+            await self.load(name, number)  # the label keeps it loaded from then on
+            await self._edit(
+                name, lambda routing: routing.with_label(label, number).with_part(number, load=before.load or None)
+            )
+        await self._reconciler.look_at(name)
+
+    async def try_out(self, name: str, number: int, *, canary: float, shadow: float) -> None:
+        """Gives a version that is not live its shares of the requests, in per cent; with none it is unloaded.
+
+        Raises Conflict, LoadFailed.
+        """
+        await self._check_present(name, number)
+        self._check_not_live(name, number)
+        await self.pin(name)  # else it went live by itself with the end of its trial
+        await self._edit(name, lambda routing: routing.with_part(number, load=None, canary=canary, shadow=shadow))
+        if canary or shadow:
+            await self.load(name, number)
+        else:
+            await self._reconciler.look_at(name)
+
+    async def _edit(self, name: str, change: Callable[[Routing], Routing]) -> None:
+        async with self._editing:
+            routing = await asyncio.to_thread(self._repository.routing, name)
+            try:
+                changed = change(routing)
+            except ValidationError as error:
+                raise Conflict(first_problem(error), cure="take a share from another version first") from error
+            if changed != routing:
+                await asyncio.to_thread(self.publisher.write_routing, name, changed)
+
+    async def _check_present(self, name: str, number: int) -> None:
+        self._registry.model(name)
+        present = await asyncio.to_thread(self._repository.present, name)
+        if number not in present:
+            known = ", ".join(map(str, present)) or "none"
+            raise ModelNotFound(f"{name} has no version {number}", cure=f"the repository has {known}")
+
+    def _check_not_live(self, name: str, number: int) -> None:
+        live = self._registry.model(name).live
+        if live is not None and live.version == number:
+            raise Conflict(f"{name} version {number} is live", cure="activate another version first")
+
+    def _check_unused(self, name: str, number: int) -> None:
+        self._check_not_live(name, number)
+        labels = self._registry.model(name).routing.labels
+        if label := next((label for label, labelled in labels.items() if labelled == number), None):
+            raise Conflict(f"{name} version {number} has the label {label!r}", cure="move the label first")

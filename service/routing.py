@@ -1,0 +1,119 @@
+"""Which version answers what: the live one, labels, canaries and shadows; `routing.toml` as data."""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+
+from models.inputs import Frozen
+from models.publish import toml
+
+ROUTING_FILE = "routing.toml"
+LABEL = r"[a-z][a-z0-9._-]{0,63}"
+
+SHADOW_PERCENT = 10.0
+"""What `shadow = true` mirrors."""
+
+
+def _percent(value: Any) -> Any:
+    return (SHADOW_PERCENT if value else 0.0) if isinstance(value, bool) else value
+
+
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Label = Annotated[str, Field(pattern=f"^{LABEL}$")]
+
+
+class Part(Frozen):
+    """`[versions.N]`: the part that one version plays beside the live one."""
+
+    load: bool | None = None
+    """Whether it is kept loaded. Default: as `versions` of model.toml says."""
+    canary: Percent = 0.0
+    """Of a hundred requests that name no version, how many it answers."""
+    shadow: Annotated[Percent, BeforeValidator(_percent)] = 0.0
+    """Of a hundred such requests, how many it is shown as well; its answers are compared, and sent to nobody."""
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is being tried: then it goes live only when it is told to."""
+        return self.canary > 0 or self.shadow > 0
+
+
+class Routing(Frozen):
+    """routing.toml. The admin API writes it, and a person may; without it the highest version is live."""
+
+    live: PositiveInt | None = None
+    """Who answers a request that names no version. Default: the highest that is ready and not on trial."""
+    previous: PositiveInt | None = None
+    """Who was live before: what a rollback makes live again."""
+    labels: Mapping[Label, PositiveInt] = Field(default_factory=dict)
+    """Names for versions: `stable = 2` makes `?version=stable` version 2."""
+    versions: Mapping[PositiveInt, Part] = Field(default_factory=dict)
+
+    @field_validator("live", "previous", mode="before")
+    @classmethod
+    def _no_bool(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (percent := sum(part.canary for part in self.versions.values())) > 100:  # noqa: PLR2004
+            raise ValueError(f"the canaries take {percent:g} per cent of the requests together")
+        return self
+
+    def part(self, version: int) -> Part:
+        """What is asked of one version."""
+        return self.versions.get(version, Part())
+
+    def wanted(self, present: Collection[int], versions: Literal["latest", "all"] | tuple[int, ...]) -> set[int]:
+        """Which of the versions that are there are to be loaded; `versions` is that of model.toml.
+
+        One that is named here and is not there is not waited for: whoever deletes a version means it.
+        """
+        parts = {number: self.part(number) for number in present}
+        if versions == "latest":
+            candidates = [number for number, part in parts.items() if part.load is not False and not part.is_trial]
+            asked = {max(candidates, default=max(present))}
+        else:
+            asked = set(present if versions == "all" else versions)
+        if self.live in parts:
+            asked = {self.live} if versions == "latest" else asked | {self.live}
+        asked |= {number for number, part in parts.items() if part.load or part.is_trial} | set(self.labels.values())
+        return {
+            number for number in asked if number in parts and (number == self.live or parts[number].load is not False)
+        }
+
+    def with_live(self, version: int | None, instead_of: int | None) -> Self:
+        """`version` is live, and no longer on trial (None: the highest is); who was live can be rolled back to."""
+        previous = self.previous if instead_of in {None, version} else instead_of
+        changed = self._changed(live=version, previous=previous)
+        return changed if version is None else changed.with_part(version, load=None, canary=0.0, shadow=0.0)
+
+    def with_part(self, version: int, **changes: Any) -> Self:
+        """The part of one version with these changes."""
+        part = Part.model_validate(self.part(version).model_dump() | changes)
+        others = {number: each for number, each in self.versions.items() if number != version}
+        return self._changed(versions=others if part == Part() else {**others, version: part})
+
+    def with_label(self, label: str, version: int | None) -> Self:
+        """The label on that version; with None on no version."""
+        others = {name: number for name, number in self.labels.items() if name != label}
+        return self._changed(labels=others if version is None else {**others, label: version})
+
+    def without(self, version: int) -> Self:
+        """Nothing said of a version that is gone."""
+        return self._changed(
+            live=None if self.live == version else self.live,
+            previous=None if self.previous == version else self.previous,
+            labels={label: number for label, number in self.labels.items() if number != version},
+            versions={number: part for number, part in self.versions.items() if number != version},
+        )
+
+    def _changed(self, **changes: Any) -> Self:
+        return type(self).model_validate(self.model_dump() | changes)
+
+    def to_toml(self) -> str:
+        """The text of a routing.toml."""
+        values = self.model_dump(exclude_defaults=True)
+        parts = values.pop("versions", {})
+        return toml(values | {f"versions.{number}": part for number, part in sorted(parts.items())})
