@@ -194,7 +194,7 @@ class Reconciler:
             seconds=round(seconds, 2),
             provider=servable.provider,
             parity=servable.manifest.parity.relative_error,
-            agreement=record.report.agreement if record.report else None,
+            **({"agreement": record.report.agreement} if record.report else {}),
         )
 
     async def _warm(self, model: Model, record: Record, version: Version) -> Servable:

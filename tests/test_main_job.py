@@ -43,22 +43,23 @@ def post(server, model, content, **headers):
 
 def test_the_first_start_converts_step_by_step(server):
     events = [json.loads(line) for line in server.log().splitlines()]
-    for position, model in enumerate(("digits version 1", "efficientnet_lite0 version 1"), 1):
+    for model in ("digits version 1", "efficientnet_lite0 version 1"):
         steps = [event for event in events if event["event"] == "converting" and event["model"] == model]
         assert [event["step"] for event in steps] == list(STEPS)
-        assert {event["turn"] for event in steps} == {f"{position} of 2"}
         assert all(event["seconds"] >= 0 for event in steps)
     assert total(server, "serving_conversions_total", model="digits", outcome="ok") == 1
 
 
 def test_the_readme_shows_this_start(server):
-    """Event by event, whatever the times."""
+    """Event by event, whatever the times; one model may be opened while the next is being converted."""
     readme = (SAMPLES.parent.parent / "README.md").read_text()
     shown = re.findall(r"^\d\d:\d\d:\d\d \[info +\] (listening|converting|loaded) (.*)$", readme, re.MULTILINE)
     pairs = [(event, dict(re.findall(r"(\w+)=('[^']*'|\S+)", rest))) for event, rest in shown]
     events = [json.loads(line) for line in server.log().splitlines()]
     real = [event for event in events if event["event"] in {"listening", "converting", "loaded"}]
-    for name in ("model", "step", "turn", "provider"):
+    pairs.sort(key=lambda pair: pair[1].get("model", "").strip("'"))
+    real.sort(key=lambda event: event.get("model", ""))
+    for name in ("model", "step", "provider"):
         told = [(event, values.get(name, "").strip("'")) for event, values in pairs]
         assert told == [(event["event"], event.get(name, "")) for event in real]
     assert [set(values) for _, values in pairs] == [

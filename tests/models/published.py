@@ -66,6 +66,30 @@ def publish_softmax(model, version=1, size=8, labels=("red", "green", "blue")):
     return publish(model, spec, softmax_onnx(spec), version)
 
 
+def publish_ballast(model, size, version=1):
+    """The same with that many bytes of weights, which the answer passes through unchanged."""
+    spec = Spec(
+        architecture="lenet5",
+        framework="torch",
+        num_classes=3,
+        input=ImageInput(height=8, width=8, resize="stretch"),
+        output="logits",
+        labels=("red", "green", "blue"),
+    )
+    graph = onnx.load_from_string(softmax_onnx(spec)).graph
+    width = size // 4 // 6
+    rng = np.random.default_rng(version)
+    into = rng.normal(size=(3, width)).astype(np.float32)
+    back = np.linalg.pinv(into.astype(np.float64)).astype(np.float32)
+    softmax = graph.node.pop()
+    graph.initializer.extend([numpy_helper.from_array(into, "into"), numpy_helper.from_array(back, "back")])
+    graph.node.append(helper.make_node("MatMul", ["logits", "into"], ["wide"]))
+    graph.node.append(helper.make_node("MatMul", ["wide", "back"], ["narrow"]))
+    graph.node.append(helper.make_node("Softmax", ["narrow"], softmax.output, axis=-1))
+    model_proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return publish(model, spec, model_proto.SerializeToString(), version)
+
+
 def publish_numbers(model, version=1):
     """A model that says which of three numbers is the largest."""
     spec = Spec(
