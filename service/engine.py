@@ -157,6 +157,7 @@ class Engine:
                     cure="the log has ONNX Runtime's reason; most often CUDA 13 or cuDNN 9 is not installed",
                 )
             self._warm(classes)
+            trim_malloc()  # of what the optimizer made on its way, nothing is needed
         except BaseException:
             self.close()
             raise

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -14,7 +15,7 @@ from service.conversion import Converter
 from service.engine import CPU, CUDA, TENSORRT, Engine, plan
 from service.errors import ConversionError, DeviceLost, NotEnoughMemory
 from service.lifecycle import Lifecycle
-from service.machine import available_memory_bytes, gpu_names, usable_cores
+from service.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
 from service.memory import MIB
 from service.preprocess import DecodePool
 from service.repository import Version, read_published
@@ -45,13 +46,16 @@ class Loader:
         self._converting = asyncio.Lock()
         self._opening = asyncio.Lock()
 
-    async def load(self, version: Version, tell: Tell) -> Servable:
-        """A servable that is warm and started; the caller closes it. Raises ServiceError."""
+    async def load(self, version: Version, tell: Tell, beside: Servable | None = None) -> Servable:
+        """A servable that is warm and started; the caller closes it. Raises ServiceError.
+
+        What `beside` took, the live version of the same model, this one is expected to take too.
+        """
         directory = await self._published(version, tell)
         async with self._opening:
             tell("opening and warming")
             started = time.monotonic()
-            servable = await self._open(version, directory)
+            servable = await self._open(version, directory, beside.memory_bytes if beside else 0)
         servable.start()
         metrics.LOAD_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return servable
@@ -86,19 +90,11 @@ class Loader:
             metrics.CONVERSION_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return directory
 
-    def _check_memory(self, directory: Path) -> None:
-        """Raises NotEnoughMemory where the host's memory, or the container's, would not hold the version as well."""
-        try:
-            needed = int((directory / ONNX_FILE).stat().st_size * _MEMORY_PER_BYTE) + _MEMORY_AT_LEAST
-        except OSError:  # reading it says what is wrong
-            return
-        available = available_memory_bytes()
-        if available is not None and needed > available:
-            raise NotEnoughMemory(f"it needs about {needed // MIB} MiB of memory, and {available // MIB} MiB are free")
-
-    async def _open(self, version: Version, directory: Path) -> Servable:
+    async def _open(self, version: Version, directory: Path, expected_bytes: int) -> Servable:
         """A servable that is warm, and not yet started. Raises RepositoryError, EngineError, NotEnoughMemory."""
-        self._check_memory(directory)
+        with suppress(OSError):  # where there is no file, reading it says so
+            _check_memory("memory", (directory / ONNX_FILE).stat().st_size, expected_bytes, available_memory_bytes())
+        before = resident_bytes()
         manifest, content = await asyncio.to_thread(read_published, directory)
         settings, observed = self._settings, metrics.ServableMetrics(version.model, version.number)
         planned = plan(
@@ -110,6 +106,8 @@ class Loader:
             fingerprint=manifest.fingerprint,
             item_shape=manifest.spec.input.shape,
         )
+        if planned.provider != CPU:
+            _check_memory("GPU memory", len(content), 0, await asyncio.to_thread(free_gpu_bytes, settings.device_id))
         engine = Engine(content, planned)
         opening = asyncio.ensure_future(asyncio.to_thread(engine.open, manifest.spec.num_classes))
         try:
@@ -144,4 +142,12 @@ class Loader:
             batcher=batcher,
             decoders=self._decoders,
             metrics=observed,
+            memory_bytes=max(0, resident_bytes() - before),
         )
+
+
+def _check_memory(kind: str, onnx_bytes: int, expected_bytes: int, free_bytes: int | None) -> None:
+    """Raises NotEnoughMemory where a model of that size would not fit beside what is loaded, as far as is known."""
+    needed = max(int(onnx_bytes * _MEMORY_PER_BYTE) + _MEMORY_AT_LEAST, expected_bytes)
+    if free_bytes is not None and needed > free_bytes:
+        raise NotEnoughMemory(f"it needs about {needed // MIB} MiB of {kind}, and {free_bytes // MIB} MiB are free")

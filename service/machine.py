@@ -40,6 +40,36 @@ def available_memory_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> 
     return min(available, max(0, limit - used + cached))
 
 
+def resident_bytes() -> int:
+    """Memory that this process has; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # not Linux
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_gpu_bytes(device_id: int) -> int | None:
+    """Memory that is free on that GPU; None where the driver does not say."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    # The device's primary context, which ONNX Runtime uses too, is kept: to make it again costs a tenth of a second.
+    retained = (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGet(ctypes.byref(device), device_id) == 0
+        and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
+        and driver.cuCtxPushCurrent_v2(context) == 0
+    )
+    if not retained:
+        return None
+    known = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+    driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+    return free.value if known else None
+
+
 def gpu_names() -> list[str]:
     """Names of the NVIDIA GPUs that the driver shows, in device order.
 

@@ -63,6 +63,7 @@ MODEL_STATE = Gauge("serving_model_state", "1 for the state that a version is in
 MODEL_INFO = Gauge(
     "serving_model_info", "1 for each loaded version, with where it runs", (*_SERVABLE, "provider", "precision")
 )
+MODEL_MEMORY = Gauge("serving_model_memory_bytes", "By how much the process grew as the version was opened", _SERVABLE)
 
 
 def count_request(model: str, version: str, outcome: str, seconds: float) -> None:
@@ -93,13 +94,14 @@ class ServableMetrics:
         """Reads the queue's depth whenever Prometheus asks."""
         QUEUE_DEPTH.labels(*self._labels).set_function(depth)
 
-    def describe(self, provider: str, precision: str) -> None:
-        """Says where the version runs."""
+    def describe(self, provider: str, precision: str, memory_bytes: int) -> None:
+        """Says where the version runs, and what it takes there."""
         MODEL_INFO.labels(*self._labels, provider, precision).set(1)
+        MODEL_MEMORY.labels(*self._labels).set(memory_bytes)
 
 
 def forget(model: str, version: int) -> None:
     """The version is gone: it waits for nothing and runs nowhere. Counters and histograms stay, as counts must."""
     labels = {"model": model, "version": str(version)}
-    for gauge in (QUEUE_DEPTH, INFLIGHT_IMAGES, MODEL_STATE, MODEL_INFO, GOLDEN_AGREEMENT):
+    for gauge in (QUEUE_DEPTH, INFLIGHT_IMAGES, MODEL_STATE, MODEL_INFO, MODEL_MEMORY, GOLDEN_AGREEMENT):
         gauge.remove_by_labels(labels)

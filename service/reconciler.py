@@ -199,7 +199,7 @@ class Reconciler:
 
     async def _warm(self, model: Model, record: Record, version: Version) -> Servable:
         """A servable that has answered the golden inputs. Raises ServiceError, and leaves nothing open."""
-        servable = await self._loader.load(version, record.tell)
+        servable = await self._loader.load(version, record.tell, beside=model.live)
         try:
             record.tell("answering the golden inputs")
             directory = self._settings.repository / model.name

@@ -97,6 +97,8 @@ class VersionBody(Body):
     precision: str | None = None
     producers: Mapping[str, str] | None = None
     fingerprint: str | None = None
+    memory_bytes: int | None = None
+    """By how much the process grew as the version was opened."""
     canary: float | None = None
     """Per cent of the requests that name no version which it answers, while it is on trial."""
     shadow: float | None = None
@@ -115,6 +117,7 @@ class VersionBody(Body):
             reason=record.reason,
             since=round(record.changed, 3),
             provider=record.provider,
+            memory_bytes=record.servable.memory_bytes if record.servable else None,
             golden=record.report,
             **known,
             **trial,

@@ -52,6 +52,7 @@ class Servable:
         batcher: Batcher,
         decoders: DecodePool,
         metrics: ServableMetrics,
+        memory_bytes: int,
     ) -> None:
         self.name = name
         self.version = version
@@ -61,6 +62,8 @@ class Servable:
         self._engine = engine
         self._decoders = decoders
         self.metrics = metrics
+        self.memory_bytes = memory_bytes
+        """By how much the process grew as it was opened, requests of that time included."""
         self._leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -69,7 +72,7 @@ class Servable:
         """Takes work from now on."""
         self.batcher.start()
         self.metrics.watch_queue(self.batcher.depth)
-        self.metrics.describe(self.provider, self.manifest.precision)
+        self.metrics.describe(self.provider, self.manifest.precision, self.memory_bytes)
 
     @contextmanager
     def lease(self) -> Iterator["Servable"]:

@@ -256,7 +256,9 @@ def test_a_broken_model_is_unready_with_the_reason_and_harms_no_other(applicatio
     (repository / "broken" / "1" / "weights.pth").write_bytes(b"weights")
     (repository / "nameless").mkdir()
     with application(wait=False) as client:
-        until(lambda: client.get("/models/largest/ready").status_code == 200)  # the last of them, in their order
+        for model in ("colour", "largest"):
+            until(lambda model=model: client.get(f"/models/{model}/ready").status_code == 200)
+        until(lambda: "UNAVAILABLE" in client.get("/health/ready").json()["reasons"]["broken"])
         ready = client.get("/health/ready")
         assert ready.status_code == 503
         assert set(ready.json()["reasons"]) == {"broken", "nameless"}
