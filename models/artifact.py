@@ -44,7 +44,7 @@ _CONVERTER = (
     "weights.py",
     "zoo/pieces.py",
 )
-_OF_ALL_VERSIONS = {"versions", "min_agreement", "unload_first"}
+_OF_ALL_VERSIONS = {"versions", "min_agreement", "tune", "unload_first"}
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")
 
 
@@ -84,6 +84,8 @@ class ModelConfig(Frozen):
     """Which versions are loaded; the highest of them answers unless a request names another."""
     min_agreement: float = Field(0.0, ge=0, le=1)
     """The share of the golden inputs to which a version must give the live one's label, else it does not go live."""
+    tune: bool = False
+    """Whether the engine's threads, instances, level and largest batch are found by measurement at the first load."""
     unload_first: bool = False
     """Whether the live version is unloaded before the new one is loaded, where memory does not hold both."""
 

@@ -1,7 +1,8 @@
 """Groups concurrent items into one engine call.
 
 Work-conserving: an idle engine with a waiting item starts at once; while it runs, the queue fills. Callers live on the
-event loop, and one runner thread calls the engine; between them stand one lock and, for each batch, one call back.
+event loop, and runner threads call the engine, one an instance; between them stand one lock and, for each batch, one
+call back.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import numpy as np
 import structlog
 
 from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, ModelNotReady, QueueFull, ServiceError
+from service.turns import Turns
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array], Array]
@@ -66,6 +68,8 @@ class Batcher:
         max_queue_images: int,
         max_queue_bytes: int,
         max_queue_delay_seconds: float = 0.0,
+        instances: int = 1,
+        turns: Turns | None = None,
         observer: Observer | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
@@ -81,21 +85,27 @@ class Batcher:
         self._queued_bytes = 0
         self._changed = threading.Condition()  # guards the queue, its bytes and the flag below
         self._closing = False
-        self._running_since: float | None = None
-        self._runner = threading.Thread(target=self._serve, name=f"runner-{name}", daemon=True)
+        self._turns = turns or Turns(instances)
+        self._running_since: list[float | None] = [None] * instances
+        self._runners = [
+            threading.Thread(target=self._serve, args=(number,), name=f"runner-{name}-{number}", daemon=True)
+            for number in range(instances)
+        ]
 
     def start(self) -> None:
-        """Starts the runner thread, which answers to the event loop that calls this."""
+        """Starts the runner threads, which answer to the event loop that calls this."""
         self._loop = asyncio.get_running_loop()
-        self._runner.start()
+        for runner in self._runners:
+            runner.start()
 
     async def close(self) -> None:
         """Refuses new items, answers those that wait, then ends the runner."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._runner.ident is not None:
-            await asyncio.to_thread(self._runner.join)
+        for runner in self._runners:
+            if runner.ident is not None:
+                await asyncio.to_thread(runner.join)
 
     def depth(self) -> int:
         """Items waiting, not yet in the engine."""
@@ -103,8 +113,8 @@ class Batcher:
 
     def stuck_seconds(self) -> float:
         """How long the present engine call has been running; 0 between calls."""
-        since = self._running_since
-        return 0.0 if since is None else time.monotonic() - since
+        now = time.monotonic()
+        return max(0.0 if since is None else now - since for since in self._running_since)
 
     async def submit(self, values: Sequence[Array], deadline: float) -> list[Answer | ServiceError]:
         """An outcome for each value, in order; all are admitted or none.
@@ -148,31 +158,44 @@ class Batcher:
         self._queue = deque(item for item in self._queue if not item.result.done())
         self._queued_bytes = sum(item.value.nbytes for item in self._queue)
 
-    # From here on: the runner thread.
+    # From here on: the runner threads.
 
-    def _serve(self) -> None:
-        while batch := self._take():
-            self._running_since = time.monotonic()
-            try:
-                outcomes = self._execute(batch, self._running_since)
-            except Exception:  # a mistake of ours: it costs this batch, and the runner goes on
-                log.exception("a batch failed", model=self._name)
-                outcomes = [InferenceFailed("the server made a mistake")] * len(batch)
-            self._running_since = None
-            try:
-                self._loop.call_soon_threadsafe(_settle, batch, outcomes)
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                log.debug("the event loop ended before a batch", model=self._name)
+    def _serve(self, runner: int) -> None:
+        while self._wait():
+            with self._turns.taken():  # while other models have theirs, the queue fills
+                with self._changed:
+                    batch = self._pop_batch()
+                    if self._queue:  # for a runner that sleeps
+                        self._changed.notify()
+                if batch:
+                    self._run_batch(runner, batch)
 
-    def _take(self) -> list[Item]:
-        """Blocks until there is a batch; an empty one means that the batcher is closed and its queue answered."""
+    def _run_batch(self, runner: int, batch: list[Item]) -> None:
+        self._running_since[runner] = started = time.monotonic()
+        try:
+            outcomes = self._execute(batch, started)
+        except Exception:  # a mistake of ours: it costs this batch, and the runner goes on
+            log.exception("a batch failed", model=self._name)
+            outcomes = [InferenceFailed("the server made a mistake")] * len(batch)
+        self._running_since[runner] = None
+        try:
+            self._loop.call_soon_threadsafe(_settle, batch, outcomes)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            log.debug("the event loop ended before a batch", model=self._name)
+
+    def _wait(self) -> bool:
+        """Blocks until something is to be run; false when the batcher is closed and its queue answered."""
         with self._changed:
-            while True:
-                if batch := self._pop_batch():
-                    return batch
+            while not self._is_due():
                 if self._closing and not self._queue:
-                    return []
+                    return False
                 self._changed.wait(self._patience())
+            return True
+
+    def _is_due(self) -> bool:
+        """Whether somebody waits who need not wait for company any longer."""
+        full = len(self._queue) >= self._max_batch_size
+        return bool(self._queue) and (full or self._closing or self._patience() == 0.0)
 
     def _patience(self) -> float | None:
         """Seconds until the oldest item has waited long enough; None where nothing waits."""
@@ -183,9 +206,8 @@ class Batcher:
     def _pop_batch(self) -> list[Item]:
         """Up to max_batch_size items whose callers still wait; none while the oldest may wait for company."""
         now = time.monotonic()
-        full = len(self._queue) >= self._max_batch_size
         batch: list[Item] = []
-        if not (full or self._closing or self._patience() == 0.0):
+        if not self._is_due():  # another runner was faster
             return batch
         while self._queue and len(batch) < self._max_batch_size:
             item = self._queue.popleft()

@@ -23,6 +23,11 @@ Array = np.ndarray[Any, Any]
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _WANTED = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
 
+_LEVELS = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+}
+
 # After these the process has no working CUDA context any more: illegal or misaligned address, launch failure, ECC, ...
 _FATAL = re.compile(
     r"CUDA failure (46|214|700|702|709|71[0-9]|999)\b|CU(DNN|BLAS)_STATUS_(INTERNAL_ERROR|EXECUTION_FAILED)"
@@ -41,6 +46,10 @@ class Plan:
     pads: bool
     """Whether a batch is filled up to a bucket: on a GPU every new size costs a search or a build."""
     require_gpu: bool
+    optimization: Literal["all", "extended"] = "all"
+    """ONNX Runtime's level; `all` changes the layout of convolutions, which some networks are slower for."""
+    instances: int = 1
+    """Threads that call the engine at once; they share the session and its weights."""
 
     @property
     def provider(self) -> str:
@@ -131,7 +140,7 @@ def _tensorrt_options(
 
 
 class Engine:
-    """Runs batches of one ONNX model. `run` may be called from one thread at a time; no call may outlive `close`."""
+    """Runs batches of one ONNX model. Any threads may call `run`; no call may outlive `close`."""
 
     def __init__(self, content: bytes, plan: Plan) -> None:
         self.plan = plan
@@ -167,6 +176,7 @@ class Engine:
         options.intra_op_num_threads = self.plan.intra_op_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.graph_optimization_level = _LEVELS[self.plan.optimization]
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes the decoders' cores
         # One file is one model: weights that it says lie elsewhere are looked for where nothing is.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nonexistent")
@@ -187,13 +197,16 @@ class Engine:
         self._content = session._model_bytes = None  # noqa: SLF001 - the session has parsed it, and keeps a copy
         return session
 
-    def _warm(self, classes: int) -> None:
+    def example(self, size: int) -> Array:
+        """A batch of that many items, all zeros."""
         source = self._opened().get_inputs()[0]
-        dtype = np.uint8 if source.type == "tensor(uint8)" else np.float32
+        return np.zeros((size, *source.shape[1:]), np.uint8 if source.type == "tensor(uint8)" else np.float32)
+
+    def _warm(self, classes: int) -> None:
         sizes = self.plan.buckets if self.plan.pads else (1, self.plan.buckets[-1])
         for size in sizes:
             try:
-                found = self.run(np.zeros((size, *source.shape[1:]), dtype)).shape
+                found = self.run(self.example(size)).shape
             except DeviceLost:
                 raise
             except Exception as error:

@@ -21,6 +21,8 @@ from service.preprocess import DecodePool
 from service.repository import Version, read_published
 from service.servable import Servable
 from service.settings import Settings
+from service.tuning import tuned
+from service.turns import Turns
 
 log = structlog.get_logger()
 
@@ -45,6 +47,7 @@ class Loader:
         # One at a time of each: what is converted does not hold up what only has to be opened.
         self._converting = asyncio.Lock()
         self._opening = asyncio.Lock()
+        self._turns = Turns(max(2, usable_cores()))
 
     async def load(self, version: Version, tell: Tell, beside: Servable | None = None) -> Servable:
         """A servable that is warm and started; the caller closes it. Raises ServiceError.
@@ -55,7 +58,7 @@ class Loader:
         async with self._opening:
             tell("opening and warming")
             started = time.monotonic()
-            servable = await self._open(version, directory, beside.memory_bytes if beside else 0)
+            servable = await self._open(version, directory, tell, beside.memory_bytes if beside else 0)
         servable.start()
         metrics.LOAD_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return servable
@@ -90,7 +93,7 @@ class Loader:
             metrics.CONVERSION_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return directory
 
-    async def _open(self, version: Version, directory: Path, expected_bytes: int) -> Servable:
+    async def _open(self, version: Version, directory: Path, tell: Tell, expected_bytes: int) -> Servable:
         """A servable that is warm, and not yet started. Raises RepositoryError, EngineError, NotEnoughMemory."""
         with suppress(OSError):  # where there is no file, reading it says so
             _check_memory("memory", (directory / ONNX_FILE).stat().st_size, expected_bytes, available_memory_bytes())
@@ -101,13 +104,20 @@ class Loader:
             settings,
             gpus=await asyncio.to_thread(gpu_names),
             cores=usable_cores(),
-            max_batch_size=version.batching.max_batch_size,
+            max_batch_size=version.config.batching.max_batch_size,
             precision=manifest.precision,
             fingerprint=manifest.fingerprint,
             item_shape=manifest.spec.input.shape,
         )
         if planned.provider != CPU:
             _check_memory("GPU memory", len(content), 0, await asyncio.to_thread(free_gpu_bytes, settings.device_id))
+        tuning = None
+        if version.config.tune:
+            tell("measuring the best engine settings")
+            kept = settings.cache / "tuning"
+            classes = manifest.spec.num_classes
+            tuning = await asyncio.to_thread(tuned, content, planned, classes, usable_cores(), kept)
+            planned = tuning.applied(planned)
         engine = Engine(content, planned)
         opening = asyncio.ensure_future(asyncio.to_thread(engine.open, manifest.spec.num_classes))
         try:
@@ -123,7 +133,7 @@ class Loader:
         if engine.provider != wanted:
             cure = "MENAGERIE_REQUIRE_GPU=true refuses to serve so"
             log.warning("fell back", model=version.model, wanted=wanted, provider=engine.provider, cure=cure)
-        delay = version.batching.max_queue_delay_seconds
+        delay = version.config.batching.max_queue_delay_seconds
         batcher = Batcher(
             engine.run,
             name=version.model,
@@ -131,6 +141,8 @@ class Loader:
             max_queue_images=settings.max_queue_images,
             max_queue_bytes=settings.max_queue_bytes,
             max_queue_delay_seconds=settings.max_queue_delay_seconds if delay is None else delay,
+            instances=planned.instances,
+            turns=self._turns,
             observer=observed,
             on_device_lost=self._lifecycle.lose_device,
         )
@@ -142,6 +154,7 @@ class Loader:
             batcher=batcher,
             decoders=self._decoders,
             metrics=observed,
+            tuning=tuning,
             memory_bytes=max(0, resident_bytes() - before),
         )
 

@@ -21,7 +21,6 @@ from models.artifact import (
     OVERRIDE_FILE,
     Artifact,
     ArtifactError,
-    Batching,
     Manifest,
     ModelConfig,
     is_regular,
@@ -50,7 +49,7 @@ class Version:
 
     model: str
     number: int
-    batching: Batching
+    config: ModelConfig
     source: Artifact | Path
     """What is to be converted, or the directory that holds the published files."""
 
@@ -143,7 +142,7 @@ class Repository:
         """Everything that is known of one version without converting it. Raises RepositoryError."""
         config, directory = self.config(name, number), self.root / name / str(number)
         if (directory / MANIFEST_FILE).exists():
-            return Version(name, number, config.batching, directory)
+            return Version(name, number, config, directory)
         try:
             architecture = catalog.find(config.architecture)
             with _readable(name):
@@ -152,7 +151,7 @@ class Repository:
             raise RepositoryError(str(error), cure=error.cure) from error
         except ValidationError as error:
             raise RepositoryError(f"[input] of model.toml: {first_problem(error)}", cure=_CORRECT) from error
-        return Version(name, number, config.batching, artifact)
+        return Version(name, number, config, artifact)
 
     def config(self, name: str, number: int | None = None) -> ModelConfig:
         """model.toml, overridden by the version's artifact.toml where there is one. Raises RepositoryError."""

@@ -80,6 +80,28 @@ def _result(result: Any) -> Result:
     return Result(predictions=[ClassProbability(**asdict(prediction)) for prediction in result])
 
 
+class EngineBody(Body):
+    """How a version is run, and with `tune` what was measured for that."""
+
+    optimization: str
+    intra_op_threads: int
+    instances: int
+    max_batch_size: int
+    images_per_second: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, servable: Servable) -> "EngineBody":
+        """What is told of a servable's engine."""
+        plan, tuning = servable.plan, servable.tuning
+        return cls(
+            optimization=plan.optimization,
+            intra_op_threads=plan.intra_op_threads,
+            instances=plan.instances,
+            max_batch_size=plan.buckets[-1],
+            images_per_second=tuning.images_per_second if tuning else None,
+        )
+
+
 class VersionBody(Body):
     """One version: its state, and what is known of it once it is loaded."""
 
@@ -97,6 +119,7 @@ class VersionBody(Body):
     precision: str | None = None
     producers: Mapping[str, str] | None = None
     fingerprint: str | None = None
+    engine: EngineBody | None = None
     memory_bytes: int | None = None
     """By how much the process grew as the version was opened."""
     canary: float | None = None
@@ -117,6 +140,7 @@ class VersionBody(Body):
             reason=record.reason,
             since=round(record.changed, 3),
             provider=record.provider,
+            engine=EngineBody.of(record.servable) if record.servable else None,
             memory_bytes=record.servable.memory_bytes if record.servable else None,
             golden=record.report,
             **known,

@@ -17,6 +17,7 @@ from service.errors import DeadlinePassed, InvalidInput, ServiceError
 from service.metrics import ServableMetrics
 from service.postprocess import Prediction, top_classes
 from service.preprocess import DecodePool
+from service.tuning import Tuning
 
 Array = np.ndarray[Any, Any]
 Item = bytes | Array
@@ -52,6 +53,7 @@ class Servable:
         batcher: Batcher,
         decoders: DecodePool,
         metrics: ServableMetrics,
+        tuning: Tuning | None,
         memory_bytes: int,
     ) -> None:
         self.name = name
@@ -62,6 +64,8 @@ class Servable:
         self._engine = engine
         self._decoders = decoders
         self.metrics = metrics
+        self.plan = engine.plan
+        self.tuning = tuning
         self.memory_bytes = memory_bytes
         """By how much the process grew as it was opened, requests of that time included."""
         self._leases = 0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.batcher import Answer, Batcher
 from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, ModelNotReady, QueueFull
+from service.turns import Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -330,3 +331,87 @@ def test_every_caller_hears_exactly_its_own_answer(requests, max_batch_size, cap
         assert depth <= sum(len(values) for values, fate in requests if fate != "stay")
 
     asyncio.run(scenario())
+
+
+# Several instances, several models.
+
+
+class MeetingEngine(SumEngine):
+    """Ends a call only when as many are under way as should be."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.meeting = threading.Barrier(calls)
+
+    def __call__(self, batch):
+        self.meeting.wait(20)
+        return super().__call__(batch)
+
+
+async def test_instances_work_at_once_and_one_request_over_several_batches_is_answered_in_order():
+    engine = MeetingEngine(calls=2)  # a batch alone would wait for ever
+    async with running(engine, instances=2) as batcher:
+        answers = await batcher.submit([item(value) for value in range(64)], soon())
+    assert [answer.row[0] for answer in answers] == [3 * value for value in range(64)]
+    assert engine.sizes == [8] * 8
+
+
+async def test_a_batch_that_waits_for_its_models_turn_still_grows():
+    turns, busy, engine = Turns(1), GatedEngine(), SumEngine()
+    async with running(busy, turns=turns) as first, running(engine, turns=turns) as second:
+        holding = asyncio.ensure_future(first.submit([item(1)], soon()))
+        await entered(busy)
+        waiting = [asyncio.ensure_future(second.submit([item(value)], soon())) for value in range(5)]
+        await queued(second, 5)
+        busy.gate.set()
+        await asyncio.gather(holding, *waiting)
+    assert engine.sizes == [5]
+
+
+async def test_a_busy_model_does_not_starve_another():
+    """However many batches of one wait, the other's next batch comes after one of them."""
+    turns, order = Turns(1), []
+
+    class Told(SumEngine):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def __call__(self, batch):
+            order.append(self.name)
+            time.sleep(0.001)
+            return super().__call__(batch)
+
+    async with (
+        running(Told("busy"), turns=turns, max_queue_images=1024) as busy,
+        running(Told("other"), turns=turns) as other,
+    ):
+        many = asyncio.ensure_future(busy.submit([item(value) for value in range(800)], soon()))
+        for _ in range(20):
+            await other.submit([item(1)], soon())
+        await many
+    positions = [position for position, name in enumerate(order) if name == "other"]
+    assert len(positions) == 20
+    assert positions[-1] < 60  # of 120 batches, a hundred being the busy one's
+
+
+async def test_ten_thousand_in_the_queue_are_bounded_and_answered_or_told_in_time():
+    """What is admitted is answered or told by its deadline; what is beyond the bound is refused at once."""
+    engine = GatedEngine()
+    async with running(engine, max_queue_images=9_000, max_queue_bytes=1 << 30, max_batch_size=32) as batcher:
+        blocked = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        await entered(engine)
+        started = time.monotonic()
+        deadline = started + 1.0
+        tasks = [asyncio.ensure_future(batcher.submit([item(1)], deadline)) for _ in range(10_000)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        seconds = time.monotonic() - started
+        kinds = {kind: sum(isinstance(outcome, kind) for outcome in outcomes) for kind in (QueueFull, DeadlinePassed)}
+        assert kinds == {QueueFull: 1_000, DeadlinePassed: 9_000}
+        assert seconds < 10  # the deadline was one second
+        assert batcher.depth() <= 9_000
+        engine.gate.set()
+        await blocked
+        (answer,) = await batcher.submit([item(2)], soon())  # none of the expired was run
+        assert answer.row == [6]
+    assert engine.sizes == [1, 1]

@@ -151,7 +151,8 @@ def test_an_artifact_toml_is_laid_over_key_by_key(iris):
     override.write_text("[input]\nmean = [0.25]\n[batching]\nmax_queue_delay_seconds = 0.5\n")
     version = Repository(iris).resolve("iris", 1)
     assert (version.source.spec.input.mean, version.source.spec.input.resize) == ((0.25,), "crop")
-    assert (version.batching.max_batch_size, version.batching.max_queue_delay_seconds) == (4, 0.5)
+    batching = version.config.batching
+    assert (batching.max_batch_size, batching.max_queue_delay_seconds) == (4, 0.5)
     for wrong in ('versions = "all"', "input = 3", "[batching]\nmax_queue_delay_seconds = inf", "x = 1"):
         override.write_text(wrong)
         with pytest.raises(RepositoryError, match=r"artifact\.toml of iris/1"):
