@@ -35,7 +35,9 @@ class Loader:
         self._settings = settings
         self._decoders = decoders
         self._lifecycle = lifecycle
-        self._converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+        self._converter = Converter(
+            settings.cache, settings.conversion_timeout_seconds, settings.conversion_memory_bytes
+        )
 
     def needs_conversion(self, version: Version) -> bool:
         """Whether loading it takes a conversion first."""

@@ -1,10 +1,11 @@
-"""What this host has: processor cores and GPUs."""
+"""What this host has: processor cores, memory and GPUs."""
 
 import ctypes
 import os
 from pathlib import Path
 
-_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_CPU_MAX = _CGROUP / "cpu.max"
 
 
 def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
@@ -19,6 +20,35 @@ def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
     except (OSError, ValueError):  # no cgroup, or its quota is "max"
         pass
     return max(1, cores)
+
+
+def available_memory_bytes(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Memory that can still be had, of the machine's and in a container of its share; None where nobody says."""
+    found = []
+    if (free := _kilobytes(meminfo).get("MemAvailable")) is not None:
+        found.append(free * 1024)
+    try:
+        limit, used = (int((cgroup / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
+        found.append(max(0, limit - used + int(stat["inactive_file"])))  # files that nobody reads make room
+    except (OSError, ValueError, KeyError):  # no cgroup, or its limit is "max"
+        pass
+    return min(found, default=None)
+
+
+def resident_bytes(process: int) -> int:
+    """What a process has in memory and in swap; 0 where the system does not say, or it has ended."""
+    status = _kilobytes(Path(f"/proc/{process}/status"))
+    return 1024 * (status.get("VmRSS", 0) + status.get("VmSwap", 0))
+
+
+def _kilobytes(path: Path) -> dict[str, int]:
+    """The figures of a file of lines like `VmRSS:    1024 kB`; none where there is no such file."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[2:] == ["kB"]}
 
 
 def gpu_names() -> list[str]:
