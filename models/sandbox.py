@@ -89,7 +89,9 @@ def enter(directory: Path, file_bytes: int) -> list[str]:
     die_with_parent()
     os.nice(10)  # requests come first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    most = file_bytes if hard == resource.RLIM_INFINITY else min(file_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it: the end would be told as a full disk
     missing = []
     for name, confine in {

@@ -81,12 +81,12 @@ class Converter:
             while not _locked(lock.fileno()):  # noqa: ASYNC110 - who holds it tells nobody when it lets go
                 await asyncio.sleep(_LOCK_SECONDS)
             for left in staging.glob(f"{fingerprint}.*/"):  # by a server that was killed
-                await asyncio.to_thread(shutil.rmtree, left, ignore_errors=True)
+                await asyncio.to_thread(_remove, left)
             room = Path(tempfile.mkdtemp(prefix=f"{fingerprint}.", dir=staging))
             try:
                 yield room
             finally:
-                await asyncio.to_thread(shutil.rmtree, room, ignore_errors=True)
+                await asyncio.to_thread(_remove, room)
 
     def _limits_now(self) -> Limits:
         """The limits, with no more memory than there is."""
@@ -117,6 +117,12 @@ class Converter:
             self._warned = True
             cure = "serve only weights that you trust, or use a kernel and a container that allow seccomp and Landlock"
             log.warning("conversion is not confined", missing=unconfined, cure=cure)
+
+
+def _remove(directory: Path) -> None:
+    """As far as it can be: a child may have made what Python cannot remove, such as a thousand nested directories."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _locked(descriptor: int) -> bool:

@@ -42,6 +42,13 @@ def leave_something(directory, manifest, onnx):
     onnx(directory / "model.onnx")
 
 
+def nest(directory, depth):
+    for _ in range(depth):
+        directory.mkdir()
+        os.chdir(directory)
+        directory = Path("deeper")
+
+
 def sleepers(number):
     """Processes that ignore what they may, and hold the pipes open."""
     for _ in range(number):
@@ -75,6 +82,7 @@ def main():
         "odd signal": lambda: os.kill(os.getpid(), 40),
         "exit": lambda: None,
         "big file": lambda: write(directory.parent / "big", int(argument)),
+        "nest": lambda: nest(directory, 2000),
         "lines": lambda: flood(sys.stdout, json.dumps({"step": "again"}) + "\n"),
         "line": lambda: flood(sys.stdout, "x" * 65536),
         "words": lambda: flood(sys.stderr, "x" * 65536),

@@ -1,9 +1,11 @@
 """A converting process that misbehaves costs its own load and nothing else."""
 
+import asyncio
 import contextlib
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from tests.servers import until
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parent.parent.parent
-LIMITS = {"timeout_seconds": 30, "memory_bytes": 150_000_000, "file_bytes": 1_000_000}
+LIMITS = {"timeout_seconds": 30, "memory_bytes": 160_000_000, "file_bytes": 300_000_000}
 
 
 def groups():
@@ -73,7 +75,7 @@ async def test_an_endless_loop_ends_with_its_time(misbehave):
 async def test_a_memory_hog_is_told_how_much_it_had_and_may_have(misbehave):
     error = await misbehave("hog")
     assert "load: the conversion was killed with" in error.message
-    assert "it may have 0.1 GB" in error.message or "it may have 0.2 GB" in error.message
+    assert "it may have 0.2 GB" in error.message
     assert "MENAGERIE_CONVERSION_MEMORY_BYTES" in error.cure
 
 
@@ -91,7 +93,7 @@ async def test_no_conversion_may_have_more_memory_than_is_free(misbehave, monkey
         ("abort", "was ended by SIGABRT"),
         ("odd-signal", "was ended by signal 40"),
         ("exit", "did not leave the files of this artifact"),
-        ("big-file 1000001", "wrote a file of more than 0.0 GB"),
+        ("big-file 300000001", "wrote a file of more than 0.3 GB"),
         ("lines", "something else than its steps"),
         ("line", "something else than its steps"),
         ("no-json", "something else than its steps"),
@@ -180,6 +182,14 @@ async def test_where_a_system_offers_no_filter_that_is_told_and_its_children_die
     assert entry["log_level"] == "warning"
 
 
+async def test_a_directory_that_cannot_be_removed_costs_no_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    converter = Converter(tmp_path / "cache", **LIMITS, module="tests.misbehaving")
+    with pytest.raises(ConversionError, match="did not leave the files"):
+        await converter.convert(artifact(tmp_path / "weights", "nest"))
+    await asyncio.to_thread(subprocess.run, ["rm", "-r", tmp_path / "cache"], check=True)  # pytest could not, either
+
+
 async def test_what_a_killed_server_left_is_removed(misbehave, tmp_path):
     left = tmp_path / "cache" / "staging" / f"{artifact(tmp_path / 'weights', 'exit').fingerprint}.left" / "published"
     left.mkdir(parents=True)
@@ -189,8 +199,12 @@ async def test_what_a_killed_server_left_is_removed(misbehave, tmp_path):
 def test_the_server_goes_on_and_says_what_the_matter_was(application, repository, tmp_path):
     artifact(repository, "anything")
     with application(wait=False, conversion_memory_bytes=1_000_000) as client:
-        until(lambda: client.get("/models/model").json()["versions"][0]["state"] == "UNAVAILABLE")
-        (version,) = client.get("/models/model").json()["versions"]
+
+        def versions():
+            return client.get("/models/model").json().get("versions", [])
+
+        until(lambda: [version["state"] for version in versions()] == ["UNAVAILABLE"])
+        (version,) = versions()
         assert "start: the conversion was killed with" in version["reason"]
         assert "MENAGERIE_CONVERSION_MEMORY_BYTES" in version["reason"]
         until(lambda: client.get("/models/largest/ready").status_code == 200)
