@@ -30,8 +30,6 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "vfork": (58, None),
     "execve": (59, 221),
     "execveat": (322, 281),
-    "setsid": (112, 157),
-    "setpgid": (109, 154),
     # No hand in the server, which has the same user (signals and limits are below).
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),

@@ -83,7 +83,7 @@ class Child:
         ending = asyncio.ensure_future(self._listen(process))
         last_words = asyncio.ensure_future(_last_lines(process.stderr))
         try:
-            await self._watch(process.pid, ending, last_words)
+            await self._watch(process, ending, last_words)
         finally:
             _kill_group(process)
             ending.cancel()
@@ -98,7 +98,7 @@ class Child:
                 f"{self._step}: the converting process {reason}", cure=cure, detail=last_words.result()
             )
 
-    async def _watch(self, process: int, *readers: asyncio.Future[Any]) -> None:
+    async def _watch(self, process: asyncio.subprocess.Process, *readers: asyncio.Future[Any]) -> None:
         """Waits until all is read, while the limits hold. Raises ConversionError."""
         started = time.monotonic()
         while True:
@@ -107,7 +107,9 @@ class Child:
                 reader.result()
             if not waiting:
                 return
-            seconds, held = time.monotonic() - started, resident_bytes(process)
+            if process.returncode is not None:
+                _kill_group(process)  # a grandchild would hold the pipes open
+            seconds, held = time.monotonic() - started, resident_bytes(process.pid)
             if seconds > self._limits.seconds:
                 reason = f"{self._step}: the conversion was killed after {seconds:.0f} s"
                 raise ConversionError(reason, cure="raise MENAGERIE_CONVERSION_TIMEOUT_SECONDS")
@@ -130,9 +132,7 @@ class Child:
                 self._on_unconfined(event["unconfined"])
             else:
                 self._failure = event
-        code = await process.wait()
-        _kill_group(process)  # a grandchild would hold standard error open
-        return code
+        return await process.wait()
 
     def _ending(self, code: int) -> tuple[str, str]:
         """How a child ended that did not say why, and the cure."""
