@@ -1,22 +1,18 @@
-"""The child process that turns one artifact into a published ONNX file: build, load, export, join, compare, publish.
+"""The child process that turns one artifact into an ONNX file: build, load, export, join, compare, publish.
 
     python -P -m models.convert < job.json
 
-It reads a Job on standard input and writes lines of JSON to standard output: `{"step": NAME}` as each step begins, then
-`{"published": DIRECTORY}` or `{"failed": STEP, "reason": TEXT, "cure": TEXT}`.
+The server runs it in models.sandbox. It reads a Job on standard input and writes lines of JSON to standard output:
+`{"step": NAME}` as each step begins, and `{"failed": STEP, "reason": TEXT, "cure": TEXT}` where one fails. It ends with
+code 0 when the files are written.
 """
 
 import contextlib
-import ctypes
-import fcntl
 import gc
 import hashlib
 import json
 import os
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -34,10 +30,9 @@ from models.artifact import (
     Spec,
     converter_sources,
     fingerprint,
-    published_manifest,
 )
 from models.inputs import Frozen
-from models.publish import publish
+from models.publish import sync
 
 STEPS = ("build", "load", "export", "join", "compare", "publish")
 PRODUCERS = {"torch": ("torch", "onnxscript", "onnx"), "keras": ("tensorflow", "keras", "tf2onnx", "onnx")}
@@ -47,8 +42,8 @@ class Job(Frozen):
     """What the child is asked for."""
 
     artifact: Artifact
-    cache: Path
-    """The published files become the directory `cache/<fingerprint>`."""
+    directory: Path
+    """Where the files are written; it does not exist yet."""
 
 
 class Conversion:
@@ -57,7 +52,7 @@ class Conversion:
     def __init__(self, job: Job, events: TextIO) -> None:
         self.artifact = job.artifact
         self.spec = job.artifact.spec
-        self.cache = job.cache
+        self.directory = job.directory
         self.seconds: dict[str, float] = {}
         self.current = "start"
         self._events = events
@@ -76,23 +71,8 @@ class Conversion:
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
-    def run(self) -> Path:
-        """Publishes the artifact, unless that was done already; two processes never convert the same one at once."""
-        target = self.cache / self.artifact.fingerprint
-        staging = self.cache / "staging"
-        staging.mkdir(parents=True, exist_ok=True)
-        with (staging / f"{self.artifact.fingerprint}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel, however this process ends
-            if published_manifest(target) is None:
-                room = staging / self.artifact.fingerprint
-                shutil.rmtree(room, ignore_errors=True)  # what an earlier child left
-                room.mkdir()
-                tempfile.tempdir = str(room)  # frameworks' own files, too, go with it
-                self._convert(room / "published", target)
-                shutil.rmtree(room)
-        return target
-
-    def _convert(self, staging: Path, target: Path) -> None:
+    def run(self) -> None:
+        """Every step, in order. Raises ArtifactError, ModuleNotFoundError, OSError."""
         from models import export, parity  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
 
         with self.step("build"):
@@ -126,11 +106,11 @@ class Conversion:
                 seconds=self.seconds,
                 peak_memory_bytes=peak_memory_bytes(),
             )
-            staging.mkdir()
-            (staging / ONNX_FILE).write_bytes(content)
-            (staging / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)  # one that is not whole, if any
-            publish(staging, target)
+            self.directory.mkdir()
+            (self.directory / ONNX_FILE).write_bytes(content)
+            (self.directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+            for path in self.directory.iterdir():  # now, rather than in the server that will rename the directory
+                sync(path)
 
 
 def build(architecture: Architecture, spec: Spec) -> Any:
@@ -154,22 +134,14 @@ def peak_memory_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent goes: no conversion outlives its server."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-
-
 def main() -> int:
-    """Runs the job on standard input; 0 when it is published."""
-    die_with_parent()
-    os.nice(10)  # requests come first
+    """Runs the job on standard input; 0 when its files are written."""
     # Frameworks print to standard output: keep it for events, and send their words to standard error.
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     conversion = Conversion(Job.model_validate_json(sys.stdin.read()), events)
     try:
-        target = conversion.run()
+        conversion.run()
     except ArtifactError as error:
         conversion.tell(failed=conversion.current, reason=str(error), cure=error.cure)
         return 1
@@ -188,7 +160,6 @@ def main() -> int:
             cure="make MENAGERIE_CACHE a writable directory with room",
         )
         return 1
-    conversion.tell(published=str(target))
     return 0
 
 

@@ -22,7 +22,8 @@ from rich.table import Table
 from models import catalog as architectures
 from models.artifact import CONFIG_FILE, MANIFEST_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ArtifactError
 from service import logs
-from service.conversion import CHILD_ENVIRONMENT, Converter
+from service.child import CHILD_ENVIRONMENT
+from service.conversion import Converter
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
 from service.loader import Loader
@@ -76,7 +77,8 @@ def convert(
 ) -> None:
     """Convert what has not been converted yet."""
     settings = _settings(repository=repository, cache=cache)
-    converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+    logs.configure(settings)
+    converter = Converter(settings.cache, settings.conversion_timeout_seconds, settings.conversion_memory_bytes)
     found = Repository(settings.repository)
     failed = 0
     with _said():
@@ -206,7 +208,7 @@ def _server_rows(url: str) -> Iterator[tuple[str, ...]]:
 
 
 def _repository_rows(settings: Settings) -> Iterator[tuple[str, ...]]:
-    converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+    converter = Converter(settings.cache, settings.conversion_timeout_seconds, settings.conversion_memory_bytes)
     for name, number, found in _versions(Repository(settings.repository)):
         label = str(number or "")
         if isinstance(found, ServiceError):

@@ -1,39 +1,48 @@
-"""Runs `python -m models.convert` in a child process, with a cache keyed by content."""
+"""Artifacts in, published directories out: a cache keyed by content, filled by a child process."""
 
 import asyncio
 import contextlib
+import fcntl
 import json
-import os
-import signal
-import sys
-import time
-from collections import deque
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from models.artifact import Artifact, published_manifest
+import structlog
+
+from models.artifact import MANIFEST_FILE, ONNX_FILE, Artifact, is_regular, published_manifest
+from models.publish import publish
+from service.child import Child, Limits, OnStep
 from service.errors import ConversionError
+from service.machine import available_memory_bytes
+from service.settings import DEFAULT_CONVERSION_MEMORY_BYTES, MIB
 
-OnStep = Callable[[str], None]
+log = structlog.get_logger()
 
-# A child works on the CPU, quietly, and reports to nobody.
-CHILD_ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "KERAS_BACKEND": "tensorflow",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "TF_ENABLE_ONEDNN_OPTS": "0",
-    "ORT_DISABLE_TELEMETRY": "1",
-}
-_LAST_WORDS = 20  # lines of the child's standard error that are kept
+FILE_BYTES = 4 * 1024 * MIB  # of one file that a conversion writes; an ONNX file ends at 2 GiB
+_MANIFEST_BYTES = 16 * MIB  # most of it is labels
+_MEMORY_SHARE = 0.9  # of what is free: where a container's memory ends, the kernel may end all that is in it
+_LOCK_SECONDS = 0.1
 
 
 class Converter:
-    """Artifacts in, published directories out; each artifact is converted once."""
+    """Each artifact is converted once, whichever process asks."""
 
-    def __init__(self, cache: Path, timeout_seconds: float) -> None:
-        self._cache = cache
-        self._timeout_seconds = timeout_seconds
+    def __init__(
+        self,
+        cache: Path,
+        timeout_seconds: float,
+        memory_bytes: int = DEFAULT_CONVERSION_MEMORY_BYTES,
+        *,
+        file_bytes: int = FILE_BYTES,
+        module: str = "models.convert",
+    ) -> None:
+        self._cache = cache.absolute()
+        self._limits = Limits(timeout_seconds, memory_bytes, file_bytes)
+        self._module = module
+        self._warned = False
 
     def published(self, artifact: Artifact) -> Path | None:
         """Where the artifact lies converted; None where it was not yet."""
@@ -44,79 +53,82 @@ class Converter:
         """The published directory of an artifact, converted now if need be.
 
         `on_step` hears the name of each step as it begins. Raises ConversionError with the step, the reason and the
-        cure. A cancelled call, or one over its time, leaves no process and nothing half-written.
+        cure. A cancelled call, or one over its limits, leaves no process and nothing half-written.
         """
         if found := self.published(artifact):
             return found
-        job = json.dumps({"artifact": artifact.model_dump(mode="json"), "cache": str(self._cache.absolute())})
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # a directory called models where the server was started is not our package
-            "-m",
-            "models.convert",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **CHILD_ENVIRONMENT},
-            start_new_session=True,
-        )
-        started = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await _follow(child, job, on_step)
-        except TimeoutError:
+            async with self._room(artifact.fingerprint) as room:
+                if found := self.published(artifact):  # by who held the lock before
+                    return found
+                built = room / "published"
+                job = json.dumps({"artifact": artifact.model_dump(mode="json"), "directory": str(built)})
+                await Child(self._module, room, self._limits_now(), on_step, self._warn).run(job)
+                return self._publish(artifact, built)
+        except OSError as error:
             raise ConversionError(
-                f"the conversion was killed after {time.monotonic() - started:.0f} s",
-                cure="raise MENAGERIE_CONVERSION_TIMEOUT_SECONDS",
-            ) from None
-        finally:
-            _kill_group(child)
-            await child.wait()
+                f"a file could not be written or read: {error.strerror}",
+                cure="make MENAGERIE_CACHE a writable directory with room",
+                detail=str(error),
+            ) from error
+
+    @contextlib.asynccontextmanager
+    async def _room(self, fingerprint: str) -> AsyncIterator[Path]:
+        """A directory to convert this artifact in, while nobody else does; it is removed in the end."""
+        staging = self._cache / "staging"
+        staging.mkdir(parents=True, exist_ok=True)
+        with (staging / f"{fingerprint}.lock").open("w") as lock:  # the kernel unlocks it, however this process ends
+            while not _locked(lock.fileno()):  # noqa: ASYNC110 - who holds it tells nobody when it lets go
+                await asyncio.sleep(_LOCK_SECONDS)
+            for left in staging.glob(f"{fingerprint}.*/"):  # by a server that was killed
+                await asyncio.to_thread(_remove, left)
+            room = Path(tempfile.mkdtemp(prefix=f"{fingerprint}.", dir=staging))
+            try:
+                yield room
+            finally:
+                await asyncio.to_thread(_remove, room)
+
+    def _limits_now(self) -> Limits:
+        """The limits, with no more memory than there is."""
+        free = available_memory_bytes()
+        if free is None:
+            return self._limits
+        return replace(self._limits, memory_bytes=min(self._limits.memory_bytes, int(_MEMORY_SHARE * free)))
+
+    def _publish(self, artifact: Artifact, built: Path) -> Path:
+        """Puts what the child built into the cache, if it is what was asked for. Raises ConversionError."""
+        files = {MANIFEST_FILE, ONNX_FILE}
+        if (
+            built.is_symlink()
+            or {path.name for path in built.glob("*")} != files
+            or not all(is_regular(built / name) for name in files)
+            or (built / MANIFEST_FILE).stat().st_size > _MANIFEST_BYTES
+            or (manifest := published_manifest(built)) is None
+            or (manifest.fingerprint, manifest.spec) != (artifact.fingerprint, artifact.spec)
+        ):
+            raise ConversionError("publish: the converting process did not leave the files of this artifact")
+        target = self._cache / artifact.fingerprint
+        shutil.rmtree(target, ignore_errors=True)  # one that is not whole, if any
+        return publish(built, target)
+
+    def _warn(self, unconfined: str) -> None:
+        """Says once what of the sandbox this system does not offer."""
+        if not self._warned:
+            self._warned = True
+            cure = "serve only weights that you trust, or use a kernel and a container that allow seccomp and Landlock"
+            log.warning("conversion is not confined", missing=unconfined, cure=cure)
 
 
-async def _follow(child: asyncio.subprocess.Process, job: str, on_step: OnStep) -> Path:
-    """Reads the child's events until it ends. Raises ConversionError."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stderr is not None
-    words = asyncio.ensure_future(_last_lines(child.stderr))
-    with contextlib.suppress(ConnectionError):  # a child that died at once says so below
-        child.stdin.write(job.encode())
-        child.stdin.write_eof()
-    step, outcome = "start", dict[str, Any]()
-    async for line in child.stdout:
-        event = json.loads(line)
-        if "step" in event:
-            step = event["step"]
-            on_step(step)
-        else:
-            outcome = event
-    code = await child.wait()
-    _kill_group(child)  # a grandchild would hold standard error open
-    last_words = await words
-    if "published" in outcome:
-        return Path(outcome["published"])
-    if "failed" in outcome:
-        raise ConversionError(f"{outcome['failed']}: {outcome['reason']}", cure=outcome["cure"])
-    ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    raise ConversionError(f"{step}: the converting process {ending}", cure=_cure(code), detail="\n".join(last_words))
+def _remove(directory: Path) -> None:
+    """As far as it can be: a child may have made what Python cannot remove, such as a thousand nested directories."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _kill_group(child: asyncio.subprocess.Process) -> None:
-    """Ends the child, if it has not ended, and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-
-
-async def _last_lines(stream: asyncio.StreamReader) -> list[str]:
-    """The end of what a process wrote; a line of any length is read in pieces."""
-    tail = b""
-    while chunk := await stream.read(65536):
-        tail = (tail + chunk)[-65536:]
-    return list(deque((line for line in tail.decode(errors="replace").splitlines() if line.strip()), _LAST_WORDS))
-
-
-def _cure(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "most often memory ran out: give the container more, or convert on a larger machine (menagerie convert)"
-    return "menagerie convert MODEL shows every step; if the weights are sound, report it"
+def _locked(descriptor: int) -> bool:
+    """Whether the lock is now this process'."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,6 +1,7 @@
 """One version from disk to a warm servable: resolve, convert, open."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,7 +44,9 @@ class Loader:
         self._settings = settings
         self._decoders = decoders
         self._lifecycle = lifecycle
-        self._converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+        self._converter = Converter(
+            settings.cache, settings.conversion_timeout_seconds, settings.conversion_memory_bytes
+        )
         # One at a time of each: what is converted does not hold up what only has to be opened.
         self._converting = asyncio.Lock()
         self._opening = asyncio.Lock()
@@ -97,7 +100,7 @@ class Loader:
         """A servable that is warm, and not yet started. Raises RepositoryError, EngineError, NotEnoughMemory."""
         with suppress(OSError):  # where there is no file, reading it says so
             _check_memory("memory", (directory / ONNX_FILE).stat().st_size, expected_bytes, available_memory_bytes())
-        before = resident_bytes()
+        before = resident_bytes(os.getpid())
         manifest, content = await asyncio.to_thread(read_published, directory)
         settings, observed = self._settings, metrics.ServableMetrics(version.model, version.number)
         planned = plan(
@@ -155,7 +158,7 @@ class Loader:
             decoders=self._decoders,
             metrics=observed,
             tuning=tuning,
-            memory_bytes=max(0, resident_bytes() - before),
+            memory_bytes=max(0, resident_bytes(os.getpid()) - before),
         )
 
 

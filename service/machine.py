@@ -6,7 +6,6 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_CPU_MAX = _CGROUP / "cpu.max"
-_MEMINFO = Path("/proc/meminfo")
 
 
 def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
@@ -23,30 +22,33 @@ def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
     return max(1, cores)
 
 
-def available_memory_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
-    """Memory that could be taken without swapping or being killed: the host's, or the container's share of it."""
+def available_memory_bytes(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Memory that can still be had, of the machine's and in a container of its share; None where nobody says."""
+    found = []
+    if (free := _kilobytes(meminfo).get("MemAvailable")) is not None:
+        found.append(free * 1024)
     try:
-        fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux
-        return None
-    try:
-        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
-        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
-        lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
-        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-    except (OSError, ValueError, StopIteration):  # no cgroup, or its limit is "max"
-        return available
-    return min(available, max(0, limit - used + cached))
+        limit, used = (int((cgroup / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
+        found.append(max(0, limit - used + int(stat["inactive_file"])))  # files that nobody reads make room
+    except (OSError, ValueError, KeyError):  # no cgroup, or its limit is "max"
+        pass
+    return min(found, default=None)
 
 
-def resident_bytes() -> int:
-    """Memory that this process has; 0 where the system does not say."""
+def resident_bytes(process: int) -> int:
+    """What a process has in memory and in swap; 0 where the system does not say, or it has ended."""
+    status = _kilobytes(Path(f"/proc/{process}/status"))
+    return 1024 * (status.get("VmRSS", 0) + status.get("VmSwap", 0))
+
+
+def _kilobytes(path: Path) -> dict[str, int]:
+    """The figures of a file of lines like `VmRSS:    1024 kB`; none where there is no such file."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:  # not Linux
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[2:] == ["kB"]}
 
 
 def free_gpu_bytes(device_id: int) -> int | None:

@@ -18,6 +18,7 @@ Timeout = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_|_PORT$")
 
 DEFAULT_PORT = 8000
+DEFAULT_CONVERSION_MEMORY_BYTES = 8 * 1024 * MIB
 DEFAULT_REPOSITORY = Path(__file__).parent.parent / "models" / "repository"
 
 
@@ -37,6 +38,10 @@ class Settings(BaseSettings):
         0.0, description="How often to look for new versions in the repository; 0 looks once, at the start"
     )
     conversion_timeout_seconds: Timeout = Field(1800, description="A conversion that takes longer is killed")
+    conversion_memory_bytes: PositiveInt = Field(
+        DEFAULT_CONVERSION_MEMORY_BYTES,
+        description="A conversion that has more in memory, or 90 % of what was free, is killed",
+    )
 
     # Where.
     host: str = Field("127.0.0.1", description="Address to listen on")
