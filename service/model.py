@@ -5,7 +5,7 @@ LOADING -> READY -> UNLOADING -> gone; any state -> UNAVAILABLE with a reason.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -116,6 +116,8 @@ class Model:
     records: dict[int, Record] = field(default_factory=dict)
     wanted: Collection[int] = frozenset()
     """The versions that the repository asks for."""
+    stored: Sequence[int] = ()
+    """Every version that the repository has, ascending."""
     routing: Routing = field(default_factory=Routing)
     min_agreement: float = 0.0
     unload_first: bool = False

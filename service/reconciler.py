@@ -125,6 +125,7 @@ class Reconciler:
             log.error("model unusable", model=model.name, reason=error.message, cure=error.cure, detail=error.detail)
             return
         model.problem, model.wanted, model.routing = "", inventory.wanted.keys(), inventory.routing
+        model.stored = inventory.present
         model.min_agreement, model.unload_first = inventory.config.min_agreement, inventory.config.unload_first
         for number, signature in inventory.wanted.items():
             record = model.records.get(number)

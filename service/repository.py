@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,8 @@ class Inventory:
 
     wanted: Mapping[int, Signature]
     """The versions to be loaded, ascending, each with the state of its files."""
+    present: Sequence[int]
+    """Every version that is there, ascending."""
     routing: Routing
     config: ModelConfig
 
@@ -97,7 +99,7 @@ class Repository:
         """The wanted versions of a model, and who answers what. Raises RepositoryError."""
         config, routing = self.config(name), self.routing(name)
         signatures = {number: self.signature(name, number) for number in self._wanted(name, config, routing)}
-        return Inventory(signatures, routing, config)
+        return Inventory(signatures, self.present(name), routing, config)
 
     def _wanted(self, name: str, config: ModelConfig, routing: Routing) -> list[int]:
         present = self.present(name)

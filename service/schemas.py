@@ -162,12 +162,14 @@ def _known(manifest: Manifest) -> dict[str, Any]:
 
 
 class ModelBody(Body):
-    """One model: who answers (`live`), and every version."""
+    """One model: who answers (`live`), and every version that is loaded or was tried."""
 
     name: str
     ready: bool
     live: int | None
     labels: Mapping[str, int]
+    stored: Sequence[int]
+    """The versions in the repository, loaded or not."""
     problem: str
     versions: Sequence[VersionBody]
 
@@ -179,6 +181,7 @@ class ModelBody(Body):
             ready=model.is_ready,
             live=model.live.version if model.live else None,
             labels=model.routing.labels,
+            stored=model.stored,
             problem=model.problem,
             versions=[
                 VersionBody.of(record, model.routing.part(number)) for number, record in sorted(model.records.items())

@@ -120,6 +120,7 @@ def test_an_upload_can_be_stored_without_going_live(admin, spare):
     assert upload(admin, tar_of(spare()), live=False).json()["version"] == 2
     assert admin.get("/models/colour").json()["live"] == 1
     assert version(admin, 2) is None
+    assert admin.get("/models/colour").json()["stored"] == [1, 2]
     answer = admin.post("/admin/models/colour/versions/2/load")
     assert (answer.status_code, answer.json()["state"]) == (200, "READY")
     assert answering(admin) == 1
@@ -268,6 +269,7 @@ def test_unload_and_delete(admin, spare, repository):
     assert (repository / "colour" / "2").is_dir()
     assert admin.delete("/admin/models/colour/versions/2").status_code == 200
     assert not (repository / "colour" / "2").exists()
+    assert admin.get("/models/colour").json()["stored"] == [1]
     assert staged(repository) == []
     assert error_of(admin.delete("/admin/models/colour/versions/2")) == (404, "model_not_found")
     assert error_of(admin.post("/admin/models/colour/versions/2/load")) == (404, "model_not_found")
