@@ -30,6 +30,7 @@ class Reconciler:
         self._looking = asyncio.Lock()
         self._retirements: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
 
     def start(self) -> None:
         """Begins to load, and then to watch, the repository; the caller need not wait."""
@@ -37,6 +38,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stops loading, then answers what waits and closes every servable."""
+        self._closing = True
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -146,6 +148,8 @@ class Reconciler:
 
     def _begin(self, model: Model, record: Record, *, unload_first: bool = False) -> None:
         """Starts a load, in the place of the one under way, if any."""
+        if self._closing:
+            return
         before = record.loading
         self.cancel(record)
         record.tell("waiting for its turn")
@@ -220,6 +224,11 @@ class Reconciler:
     async def _warm_instead(self, model: Model, record: Record, version: Version, live: Record) -> Servable:
         """The same where memory holds one version: the live one goes first, and comes back if this one fails."""
         record.tell("unloading the live version first")
+        if live is record:  # whose files have changed: there is nothing to come back to
+            assert record.servable is not None
+            stale, record.servable = record.servable, None
+            await self._drain(stale)
+            return await self._warm(model, record, version)
         await self._retire(model, live)
         try:
             return await self._warm(model, record, version)

@@ -389,6 +389,16 @@ def test_the_live_version_comes_back_where_its_successor_fails(admin, spare, mon
     assert answering(admin) == 1
 
 
+def test_a_live_version_whose_files_change_makes_room_for_itself(admin, repository, monkeypatch):
+    free = iter([0, 2**40])
+    monkeypatch.setattr("service.loader.available_memory_bytes", lambda: next(free))
+    toml = (repository / "colour" / "model.toml").read_text()
+    admin.put("/admin/models/colour", content=toml + "unload_first = true\n")
+    until(lambda: not version(admin, 1)["reason"])
+    assert answering(admin) == 1
+    assert list(free) == []
+
+
 # Trust: golden inputs, canaries, shadows.
 
 
