@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.architecture import Framework
-from models.artifact import Spec
+from models.artifact import Runtime, Spec
 from models.inputs import ImageInput, NumbersInput
 from models.keras_export import export_keras
+from models.programs import Program
 
 Array = np.ndarray[Any, Any]
 
@@ -23,13 +23,15 @@ _PREFIX = "network/"
 def network_input(spec: Spec, items: Array) -> Array:
     """What the network itself takes, by plain arithmetic: the reference that the joined graph is held against."""
     if isinstance(spec.input, NumbersInput):
-        return items.astype(np.float32)
-    scaled = spec.input.normalized(items)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)) if spec.framework == "torch" else scaled
+        return items.astype(spec.dtype)
+    scaled = spec.input.normalized(items).astype(spec.dtype)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)) if spec.channels_first else scaled
 
 
-def forward(network: Any, framework: Framework, batch: Array) -> Array:
+def forward(network: Any, framework: Runtime, batch: Array) -> Array:
     """The framework's own answer to a batch that `network_input` made."""
+    if isinstance(network, Program):
+        return network.run(batch)
     if framework == "keras":
         return np.asarray(network(batch, training=False))
     import torch  # noqa: PLC0415
@@ -43,6 +45,8 @@ def export(network: Any, spec: Spec) -> onnx.ModelProto:
     """The network alone, as its framework exports it, with a free batch dimension."""
     shape = spec.input.shape
     example = network_input(spec, np.zeros((2, *shape), np.uint8 if isinstance(spec.input, ImageInput) else np.float32))
+    if isinstance(network, Program):
+        return network.to_onnx(example)
     return (_export_torch if spec.framework == "torch" else export_keras)(network, example)
 
 
@@ -67,9 +71,12 @@ def join(network: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
     (source,), (result,) = network.graph.input, network.graph.output
     nodes, constants, pixels = _preprocessing(spec, source.name)
     tail, more = _probabilities(spec)
+    given = helper.make_node("Cast", [result.name], [spec.output], to=TensorProto.FLOAT)
+    if result.type.tensor_type.elem_type == TensorProto.FLOAT:
+        given = helper.make_node("Identity", [result.name], [spec.output])
     widths = {"probabilities": spec.num_classes, spec.output: spec.outputs}
     graph = helper.make_graph(
-        [*nodes, *network.graph.node, helper.make_node("Identity", [result.name], [spec.output]), *tail],
+        [*nodes, *network.graph.node, given, *tail],
         "menagerie",
         [pixels],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name, width in widths.items()],
@@ -87,10 +94,10 @@ def _probabilities(spec: Spec) -> tuple[list[onnx.NodeProto], list[onnx.TensorPr
     if spec.output == "probabilities":
         return [], []
     if spec.output == "logits":
-        return [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1)], []
+        return [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)], []
     nodes = [
         helper.make_node("Sub", ["one", "probability"], ["other"]),
-        helper.make_node("Concat", ["other", "probability"], ["probabilities"], axis=-1),
+        helper.make_node("Concat", ["other", "probability"], ["probabilities"], axis=1),
     ]
     if spec.output == "logit":
         nodes.insert(0, helper.make_node("Sigmoid", ["logit"], ["probability"]))
@@ -101,24 +108,36 @@ def _preprocessing(spec: Spec, target: str) -> tuple[list[onnx.NodeProto], list[
     """Nodes and constants from the served input to the network's input, called `target`."""
     if isinstance(spec.input, NumbersInput):
         numbers = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", *spec.input.shape])
-        return [helper.make_node("Identity", ["numbers"], [target])], [], numbers
+        return [_as(spec, "numbers", target)], [], numbers
     image = spec.input
-    mean, std = np.array(image.mean), np.array(image.std)
-    constants = [
-        numpy_helper.from_array((image.scale / std).astype(np.float32), "scale"),
-        numpy_helper.from_array((-mean / std).astype(np.float32), "shift"),
-    ]
-    nodes, last = [], "pixels"
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *image.shape])
+    nodes, constants, last = [], [], "pixels"
     if image.order == "bgr":
         constants.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "bgr"))
         nodes.append(helper.make_node("Gather", ["pixels", "bgr"], ["reordered"], axis=3))
         last = "reordered"
-    channels_first = spec.framework == "torch"
-    nodes += [
-        helper.make_node("Cast", [last], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "shift"], ["shifted" if channels_first else target]),
-    ]
-    if channels_first:
-        nodes.append(helper.make_node("Transpose", ["shifted"], [target], perm=[0, 3, 1, 2]))
-    return nodes, constants, helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *image.shape])
+    if spec.dtype != "uint8":
+        mean, std = np.array(image.mean), np.array(image.std)
+        constants += [
+            numpy_helper.from_array((image.scale / std).astype(np.float32), "scale"),
+            numpy_helper.from_array((-mean / std).astype(np.float32), "shift"),
+        ]
+        nodes += [
+            helper.make_node("Cast", [last], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "shift"], ["shifted"]),
+            _as(spec, "shifted", "typed"),
+        ]
+        last = "typed"
+    if spec.channels_first:
+        nodes.append(helper.make_node("Transpose", [last], [target], perm=[0, 3, 1, 2]))
+    else:
+        nodes.append(helper.make_node("Identity", [last], [target]))
+    return nodes, constants, pixels
+
+
+def _as(spec: Spec, source: str, target: str) -> onnx.NodeProto:
+    """float32 as the type that the network takes."""
+    if spec.dtype == "float32":
+        return helper.make_node("Identity", [source], [target])
+    return helper.make_node("Cast", [source], [target], to=helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)))

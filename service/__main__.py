@@ -73,7 +73,7 @@ def convert(
 ) -> None:
     """Convert what has not been converted yet."""
     settings = _settings(repository=repository, cache=cache)
-    converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+    converter = Converter(settings.cache, settings.conversion_timeout_seconds, allow_code=settings.allow_code)
     found = Repository(settings.repository)
     failed = 0
     with _said():
@@ -203,7 +203,7 @@ def _server_rows(url: str) -> Iterator[tuple[str, ...]]:
 
 
 def _repository_rows(settings: Settings) -> Iterator[tuple[str, ...]]:
-    converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+    converter = Converter(settings.cache, settings.conversion_timeout_seconds, allow_code=settings.allow_code)
     for name, number, found in _versions(Repository(settings.repository)):
         label = str(number or "")
         if isinstance(found, ServiceError):

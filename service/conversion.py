@@ -31,9 +31,10 @@ _LAST_WORDS = 20  # lines of the child's standard error that are kept
 class Converter:
     """Artifacts in, published directories out; each artifact is converted once."""
 
-    def __init__(self, cache: Path, timeout_seconds: float) -> None:
+    def __init__(self, cache: Path, timeout_seconds: float, *, allow_code: bool = False) -> None:
         self._cache = cache
         self._timeout_seconds = timeout_seconds
+        self._allow_code = allow_code
 
     def published(self, artifact: Artifact) -> Path | None:
         """Where the artifact lies converted; None where it was not yet."""
@@ -48,7 +49,13 @@ class Converter:
         """
         if found := self.published(artifact):
             return found
-        job = json.dumps({"artifact": artifact.model_dump(mode="json"), "cache": str(self._cache.absolute())})
+        job = json.dumps(
+            {
+                "artifact": artifact.model_dump(mode="json"),
+                "cache": str(self._cache.absolute()),
+                "allow_code": self._allow_code,
+            }
+        )
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # a directory called models where the server was started is not our package

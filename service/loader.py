@@ -35,7 +35,7 @@ class Loader:
         self._settings = settings
         self._decoders = decoders
         self._lifecycle = lifecycle
-        self._converter = Converter(settings.cache, settings.conversion_timeout_seconds)
+        self._converter = Converter(settings.cache, settings.conversion_timeout_seconds, allow_code=settings.allow_code)
 
     def needs_conversion(self, version: Version) -> bool:
         """Whether loading it takes a conversion first."""
