@@ -106,7 +106,7 @@ class Spec(Frozen):
     labels: tuple[str, ...]
     layout: Literal["NCHW", "NHWC"] | None = None
     """How the network takes images. Default: as its framework does."""
-    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    dtype: Literal["float32", "uint8"] = "float32"
     """What the network takes; the answers are float32 in any case."""
 
     @model_validator(mode="after")

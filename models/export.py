@@ -71,12 +71,9 @@ def join(network: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
     (source,), (result,) = network.graph.input, network.graph.output
     nodes, constants, pixels = _preprocessing(spec, source.name)
     tail, more = _probabilities(spec)
-    given = helper.make_node("Cast", [result.name], [spec.output], to=TensorProto.FLOAT)
-    if result.type.tensor_type.elem_type == TensorProto.FLOAT:
-        given = helper.make_node("Identity", [result.name], [spec.output])
     widths = {"probabilities": spec.num_classes, spec.output: spec.outputs}
     graph = helper.make_graph(
-        [*nodes, *network.graph.node, given, *tail],
+        [*nodes, *network.graph.node, helper.make_node("Identity", [result.name], [spec.output]), *tail],
         "menagerie",
         [pixels],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name, width in widths.items()],
@@ -108,36 +105,29 @@ def _preprocessing(spec: Spec, target: str) -> tuple[list[onnx.NodeProto], list[
     """Nodes and constants from the served input to the network's input, called `target`."""
     if isinstance(spec.input, NumbersInput):
         numbers = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", *spec.input.shape])
-        return [_as(spec, "numbers", target)], [], numbers
+        return [helper.make_node("Identity", ["numbers"], [target])], [], numbers
     image = spec.input
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *image.shape])
-    nodes, constants, last = [], [], "pixels"
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+
+    def then(operator: str, *others: str, **attributes: Any) -> None:
+        last = nodes[-1].output[0] if nodes else "pixels"
+        nodes.append(helper.make_node(operator, [last, *others], [f"pixels/{operator}"], **attributes))
+
     if image.order == "bgr":
         constants.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "bgr"))
-        nodes.append(helper.make_node("Gather", ["pixels", "bgr"], ["reordered"], axis=3))
-        last = "reordered"
-    if spec.dtype != "uint8":
+        then("Gather", "bgr", axis=3)
+    if spec.dtype == "float32":
         mean, std = np.array(image.mean), np.array(image.std)
         constants += [
             numpy_helper.from_array((image.scale / std).astype(np.float32), "scale"),
             numpy_helper.from_array((-mean / std).astype(np.float32), "shift"),
         ]
-        nodes += [
-            helper.make_node("Cast", [last], ["floats"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-            helper.make_node("Add", ["scaled", "shift"], ["shifted"]),
-            _as(spec, "shifted", "typed"),
-        ]
-        last = "typed"
+        then("Cast", to=TensorProto.FLOAT)
+        then("Mul", "scale")
+        then("Add", "shift")
     if spec.channels_first:
-        nodes.append(helper.make_node("Transpose", [last], [target], perm=[0, 3, 1, 2]))
-    else:
-        nodes.append(helper.make_node("Identity", [last], [target]))
-    return nodes, constants, pixels
-
-
-def _as(spec: Spec, source: str, target: str) -> onnx.NodeProto:
-    """float32 as the type that the network takes."""
-    if spec.dtype == "float32":
-        return helper.make_node("Identity", [source], [target])
-    return helper.make_node("Cast", [source], [target], to=helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)))
+        then("Transpose", perm=[0, 3, 1, 2])
+    then("Identity")
+    nodes[-1].output[0] = target
+    return nodes, constants, helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *image.shape])

@@ -20,12 +20,19 @@ DepthwiseConv2D Dot Dropout ELU EinsumDense Embedding Flatten GRU GRUCell Gaussi
 GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D
 GlobalMaxPooling3D GroupNormalization Identity InputLayer LSTM LSTMCell LayerNormalization LeakyReLU Masking
 MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum MultiHeadAttention Multiply Normalization PReLU Permute RNN
-RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom ReLU RepeatVector Rescaling
+ReLU RepeatVector Rescaling
 Reshape Resizing RMSNormalization SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell Softmax SpatialDropout1D
 SpatialDropout2D SpectralNormalization StackedRNNCells Subtract TimeDistributed UnitNormalization UpSampling1D
 UpSampling2D ZeroPadding1D ZeroPadding2D
 """
 LAYERS = frozenset(_LAYERS.split())
+
+# Layers that vary pictures in training, and pass on what they get when they answer: they become an Identity.
+_AUGMENTATIONS = """
+RandomBrightness RandomColorJitter RandomContrast RandomErasing RandomFlip RandomGrayscale RandomHue RandomRotation
+RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom
+"""
+AUGMENTATIONS = frozenset(_AUGMENTATIONS.split())
 
 MODELS = {
     "Sequential": "keras",
@@ -52,9 +59,11 @@ tanh_shrink
 ACTIVATIONS = frozenset(_ACTIVATIONS.split())
 
 _KERAS = re.compile(r"(tensorflow\.(python\.)?|tf_)?keras(\.[a-z0-9_.]*)?")
+_SHAPE = "batch_input_shape"  # as Keras 2 calls it
+_VALUES = frozenset({"__keras_tensor__", "__ellipsis__", "__slice__", "__numpy__", "__tensor__"})
+_BUILT = ("input_shape", "shapes_dict")
 _NUMBER = re.compile(r"(float|bfloat|int|uint)\d+|bool")
-_ONLY_TRAINING = re.compile(r"\w+_(regularizer|constraint)|quantization_config")
-_INITIALIZER = re.compile(r"\w+_initializer")
+_ONLY_TRAINING = re.compile(r"\w+_(initializer|regularizer|constraint)|quantization_config")
 # Settings of Keras 2 that Keras 3 has not, of layers whose names begin so, with the value that changes nothing.
 _GONE: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "groups": (1, ("Depthwise", "Separable")),
@@ -69,9 +78,7 @@ _WITHOUT_CODE = (
 def plain(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The configuration of a network that Keras may rebuild; `name` is the file's. Raises ArtifactError."""
     try:
-        if config.get("class_name") not in MODELS:
-            raise ArtifactError(f"{name} holds a network of the class {config.get('class_name')!r}", _WITHOUT_CODE)
-        known: dict[str, Any] = _Reader(name).object(config)
+        return _Reader(name).network(config)
     except ArtifactError:
         raise
     except RecursionError as error:
@@ -79,7 +86,6 @@ def plain(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         message = f"{name} cannot be read: its description of the network is damaged"
         raise ArtifactError(message, BROKEN_FILE) from error
-    return known
 
 
 class _Reader:
@@ -87,6 +93,13 @@ class _Reader:
 
     def __init__(self, name: str) -> None:
         self._name = name
+
+    def network(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A whole network."""
+        if given.get("class_name") not in MODELS:
+            self._refuse(f"a network of the class {given.get('class_name')!r}")
+        known: dict[str, Any] = self.object(given)
+        return known
 
     def value(self, value: Any) -> Any:
         """Whatever stands in a configuration: an object of Keras where it has a class, else plain data."""
@@ -101,31 +114,40 @@ class _Reader:
     def object(self, given: Mapping[str, Any]) -> Any:
         """One object, with a module of our own choice; a function becomes its name."""
         kind, config = given["class_name"], given.get("config")
-        if kind in {"__keras_tensor__", "__ellipsis__", "__slice__"}:
-            return {"class_name": kind, "config": self.value(config)}
-        if kind in {"__numpy__", "__tensor__"}:
-            if not _NUMBER.fullmatch(str(config["dtype"])):  # type: ignore[index]
-                self._refuse(f"values of the type {config['dtype']!r}")  # type: ignore[index]
-            return {"class_name": kind, "config": self.value(config)}
         if kind == "function":
             return self._activation(config)
+        if kind in _VALUES:
+            if isinstance(config, dict) and not _NUMBER.fullmatch(str(config.get("dtype", "float32"))):
+                self._refuse(f"values of the type {config['dtype']!r}")
+            return {"class_name": kind, "config": self.value(config)}
         module = self._module(kind, given)
         if kind in MODELS:
-            config = {"layers": config} if isinstance(config, list) else dict(config)  # type: ignore[arg-type]
-        known: dict[str, Any] = {
+            settings = self._of_network(kind, config)
+        elif kind in AUGMENTATIONS:
+            kind, settings = "Identity", {"name": dict(config or {})["name"]}
+        else:
+            settings = self._settings(kind, config or {})
+        known = {
             "module": module,
             "class_name": "Functional" if kind == "Model" else kind,
-            "config": self._settings(kind, config or {}),
+            "config": settings,
             "registered_name": None,
         }
-        if built := given.get("build_config"):
-            known["build_config"] = {
-                key: built[key] for key in ("input_shape", "shapes_dict") if _is_plain(built.get(key)) and key in built
-            }
+        if isinstance(built := given.get("build_config"), dict):
+            known["build_config"] = {key: built[key] for key in _BUILT if key in built and _is_plain(built[key])}
         for key in ("name", "inbound_nodes"):
             if key in given:
                 known[key] = self.value(given[key])
         return known
+
+    def _of_network(self, kind: str, config: Any) -> dict[str, Any]:
+        """What a network consists of, as Keras 3 writes it."""
+        said = {"layers": config} if isinstance(config, list) else dict(config)
+        if kind == "Sequential":
+            return self._settings(kind, {**said, "layers": _with_input(said["layers"])})
+        settings = self._settings(kind, said)
+        _modernize(settings)
+        return settings
 
     def _module(self, kind: Any, given: Mapping[str, Any]) -> str:
         """Where Keras has a class of that name."""
@@ -138,7 +160,7 @@ class _Reader:
             return str(said)
         if kind in MODELS:
             return MODELS[kind]
-        if said.startswith("keras.src.ops") or kind not in LAYERS:
+        if said.startswith("keras.src.ops") or kind not in LAYERS | AUGMENTATIONS:
             self._refuse(f"a {kind}")
         return "keras.layers"
 
@@ -156,14 +178,13 @@ class _Reader:
                 continue
             if key == "dtype":
                 known[key] = self._dtype(value)
-            elif _INITIALIZER.fullmatch(key):
-                known[key] = "zeros"  # the file's weights come
             elif "activation" in key and key != "activation_size":
                 known[key] = self._activation(value) if not _is_layer(value) else self.object(value)
             elif kind == "BatchNormalization" and key == "axis" and isinstance(value, list):
                 (known[key],) = value  # as Keras 2 writes it
-            elif kind == "InputLayer" and key == "batch_input_shape":
-                known["batch_shape"] = self.value(value)
+            elif key == _SHAPE:
+                if kind == "InputLayer":
+                    known["batch_shape"] = self.value(value)
             else:
                 known[key] = self.value(value)
         return known
@@ -192,6 +213,35 @@ class _Reader:
         if not _NUMBER.fullmatch(value):
             self._refuse(f"numbers of the type {value!r}")
         return value
+
+
+def _with_input(layers: list[Any]) -> list[Any]:
+    """A Sequential's layers, the first of which is its input, where Keras 2 has the first layer say the shape."""
+    first = layers[0]
+    if first["class_name"] == "InputLayer" or _SHAPE not in first["config"]:
+        return layers
+    return [{"class_name": "InputLayer", "config": {_SHAPE: first["config"][_SHAPE]}}, *layers]
+
+
+def _modernize(network: dict[str, Any]) -> None:
+    """Writes the calls between the layers of a Functional as Keras 3 does, where Keras 2 wrote them.
+
+    Keras 2 has a list around the one input and the one output, and counts the making of a network inside of this one as
+    its first call.
+    """
+    kinds = {layer.get("name"): layer["class_name"] for layer in network["layers"]}
+    calls = [call for layer in network["layers"] for node in layer.get("inbound_nodes", ()) for call in node]
+    if not all(isinstance(call, list) for call in calls):
+        return
+    for end in ("input_layers", "output_layers"):
+        if len(network[end]) == 1:
+            (network[end],) = network[end]
+    last = network["output_layers"]
+    last = [last] if isinstance(last[0], str) else last
+    # Of a Functional that comes last, Keras takes care itself.
+    for call in [*calls, *(call for call in last if kinds[call[0]] == "Sequential")]:
+        if kinds[call[0]] in MODELS and call[1] > 0:
+            call[1] -= 1
 
 
 def _is_layer(value: Any) -> bool:

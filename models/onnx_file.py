@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from models.formats import BROKEN_FILE, ArtifactError
 
@@ -21,7 +22,7 @@ _ONE_FILE = "save it as one file: onnx.save(onnx.load('model.onnx'), 'weights.on
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """The model, checked, with its constants no longer among its inputs. Raises ArtifactError."""
+    """The model, checked, in float32 where it was of half precision. Raises ArtifactError."""
     if path.stat().st_size > MAX_BYTES:
         raise ArtifactError(f"{path.name} has more than 2 GiB", "serve a smaller network, or one of lower precision")
     model = onnx.ModelProto()
@@ -30,6 +31,8 @@ def read(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protocol buffers' own
         raise ArtifactError(f"{path.name} cannot be read as an ONNX model", BROKEN_FILE) from error
     check(model, path.name)
+    for part in (model.graph, *model.functions):
+        _widen(part)
     _make_modern(model.graph)
     model.ir_version = max(model.ir_version, LEAST_IR)
     try:
@@ -71,9 +74,7 @@ def check(model: onnx.ModelProto, name: str) -> None:
 
 def _messages(part: Any) -> Iterator[Any]:
     """Every node and every tensor of a graph or a function, in branches and loops too."""
-    rooms = [part]
-    while rooms:
-        room = rooms.pop()
+    for room in _rooms(part):
         if isinstance(room, onnx.GraphProto):
             yield from room.initializer
             for sparse in room.sparse_initializer:
@@ -84,9 +85,37 @@ def _messages(part: Any) -> Iterator[Any]:
                 yield from (attribute.t, *attribute.tensors)
                 for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
                     yield from (sparse.values, sparse.indices)
-                rooms += [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs
         for attribute in getattr(room, "attribute_proto", ()):  # a function's defaults
             yield from (attribute.t, *attribute.tensors)
+
+
+def _rooms(part: Any) -> Iterator[Any]:
+    """A graph or a function, and every graph inside of it."""
+    rooms = [part]
+    while rooms:
+        room = rooms.pop()
+        yield room
+        for attribute in (attribute for node in room.node for attribute in node.attribute):
+            rooms += [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs
+
+
+def _widen(part: Any) -> None:
+    """Half precision becomes float32, as everywhere here: processors compute in it, and results can be compared."""
+    half = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    for message in _messages(part):
+        if isinstance(message, TensorProto):
+            if message.data_type in half:
+                wide = numpy_helper.to_array(message).astype(np.float32)
+                message.CopyFrom(numpy_helper.from_array(wide, message.name))
+        else:
+            for attribute in message.attribute:
+                if attribute.name in {"to", "dtype"} and attribute.i in half:
+                    attribute.i = TensorProto.FLOAT
+    for room in _rooms(part):
+        values = (*room.input, *room.output, *room.value_info) if isinstance(room, onnx.GraphProto) else room.value_info
+        for value in values:
+            if value.type.tensor_type.elem_type in half:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
 def _make_modern(graph: onnx.GraphProto) -> None:

@@ -47,10 +47,16 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
             "set num_classes and output in model.toml to what the weights were trained for",
         )
     feeds = [{session.get_inputs()[0].name: batch} for batch in batches]
-    found = {
-        name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
-        for name in (spec.output, "probabilities")
-    }
+    try:
+        found = {
+            name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
+            for name in (spec.output, "probabilities")
+        }
+    except Exception as error:  # ONNX Runtime's own
+        raise ArtifactError(
+            f"the network does not run on batches of {' and '.join(map(str, BATCHES))}: {str(error).splitlines()[0]}",
+            "export it with a free batch dimension, and with no batch size in its reshapes",
+        ) from error
     probabilities = probabilities_of(expected, spec.output)
     parity = Parity(
         relative_error=float(np.abs(found[spec.output] - expected).max() / np.abs(expected).max()),

@@ -4,7 +4,8 @@ How pictures were scaled stands in no file, unless the network scales them itsel
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ CONFIG_FILE = "config.json"
 
 _RAW_SCALE = 0.05  # a factor below it is for 0..255
 _CHANNELS = (1, 3)
+_ANOTHER_WAY = "save it with a newer Keras, beginning with an Input; or name an architecture of the catalog"
 # Layers of Keras that leave numbers in the range in which they come.
 _SAME_RANGE = ("InputLayer", "Identity", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D", "Permute", "Random")
 
@@ -60,21 +62,34 @@ def open_whole(artifact: Artifact, *, allow_code: bool) -> tuple[Any, Spec]:
         raise ArtifactError(f"{where}: {problem['msg']}".removeprefix(": "), "correct [input] in model.toml") from error
 
 
+@contextmanager
+def _told(message: str, cure: str) -> Iterator[None]:
+    """What a library says of a file or a network becomes an ArtifactError, unless it is one or a library is missing."""
+    try:
+        yield
+    except (ArtifactError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).rpartition("Exception encountered: ")[2].split())[:200]
+        raise ArtifactError(f"{message}: {reason}", cure) from error
+
+
 def _program(path: Path, found: Format) -> Whole:
     """A network that is run as it was saved."""
     from models import onnx_file  # noqa: PLC0415 - onnx is not everywhere
     from models.programs import OnnxProgram, SavedModelProgram, TorchProgram  # noqa: PLC0415
 
     last = None
-    if found is formats.ONNX:
-        model = onnx_file.read(path)
-        network: Any = OnnxProgram(model)
-        last = onnx_file.last_operator(model.graph).lower()
-    elif found is formats.SAVED_MODEL:
-        network = SavedModelProgram(path)
-    else:
-        bounds.check_zip(path)
-        network = TorchProgram(path, exported=found is formats.PT2)
+    with _told(f"{path.name} cannot be opened as {found.title}", BROKEN_FILE):
+        if found is formats.ONNX:
+            model = onnx_file.read(path)
+            network: Any = OnnxProgram(model)
+            last = onnx_file.last_operator(model.graph).lower()
+        elif found is formats.SAVED_MODEL:
+            network = SavedModelProgram(path)
+        else:
+            bounds.check_zip(path)
+            network = TorchProgram(path, exported=found is formats.PT2)
     sizes = None if network.sizes is None else network.sizes[1:]
     return Whole(network=network, sizes=sizes, dtype=network.dtype, scales_itself=network.dtype == "uint8", last=last)
 
@@ -122,16 +137,11 @@ def _rebuilt(config: Mapping[str, Any], file: Any, name: str) -> Any:
     import keras  # noqa: PLC0415
 
     def build() -> Any:
-        try:
-            network = keras.saving.deserialize_keras_object(deepcopy(config), safe_mode=True)  # it takes it apart
+        with _told(f"{name} describes a network that Keras cannot build", _ANOTHER_WAY):
+            # The configuration is a copy, for Keras takes it apart.
+            network = keras.saving.deserialize_keras_object(deepcopy(config), safe_mode=True)
             if not network.built or not network.inputs:
-                raise ValueError("it does not say what it takes")  # noqa: TRY301
-        except Exception as error:  # a layer may fail in any way on settings that it has not
-            reason = " ".join(str(error).rpartition("Exception encountered: ")[2].split())[:200]
-            raise ArtifactError(
-                f"{name} describes a network that Keras cannot build: {reason}",
-                "save it with a newer Keras, beginning with an Input; or name an architecture of the catalog",
-            ) from error
+                raise ArtifactError(f"{name} does not say what its network takes", _ANOTHER_WAY)
         return network
 
     with keras.StatelessScope(initialize_variables=False):  # shapes, and no memory
@@ -179,7 +189,8 @@ def _complete(draft: Draft, whole: Whole, name: str) -> Spec:
     probe = Draft(
         architecture=draft.architecture, framework=draft.framework, num_classes=None, input={}, output=None, labels=()
     ).complete(2, item, "logits", **layout)
-    answers = export.forward(whole.network, draft.framework, export.network_input(probe, parity.sample_items(item)))
+    with _told(f"{name} does not run on an input of {_shown(item.shape)}", "correct [input] in model.toml"):
+        answers = export.forward(whole.network, draft.framework, export.network_input(probe, parity.sample_items(item)))
     if answers.ndim != 2:  # noqa: PLR2004
         raise ArtifactError(
             f"{name} gives {answers.shape[1:]} for each item, and not one number for each class", "serve a classifier"
@@ -216,7 +227,7 @@ def _output(last: str | None, answers: Any, name: str) -> Output:
 
 def _input(draft: Draft, whole: Whole, name: str) -> tuple[Input, dict[str, Any]]:
     """What the network takes, and how: its layout and the type of its numbers."""
-    if whole.dtype not in {"float32", "float16", "uint8"}:
+    if whole.dtype not in {"float32", "uint8"}:
         raise ArtifactError(f"{name} takes {whole.dtype}", "save it with an input of float32")
     asked, sizes = draft.input, whole.sizes
     kind = asked.get("kind") or ("image" if sizes is None or len(sizes) == 3 else "numbers")  # noqa: PLR2004

@@ -15,6 +15,7 @@ from service.preprocess import DecodePool
 from service.registry import Registry
 from service.settings import Settings
 from tests.models.published import publish_numbers, publish_softmax
+from tests.models.saved import torch_bytes
 from tests.servers import until
 from tests.service.test_routes import picture
 
@@ -257,7 +258,7 @@ async def test_what_is_published_answers_before_what_has_to_be_converted(registr
     model = registry.root / "a_first"
     (model / "1").mkdir(parents=True)
     (model / "model.toml").write_text('architecture = "mlp_iris"\n')
-    (model / "1" / "weights.pth").write_bytes(b"weights")
+    (model / "1" / "weights.pth").write_bytes(torch_bytes())
     publish_numbers(registry.root / "z_last")
 
     async def convert(*_):
