@@ -15,6 +15,7 @@ from typing import Any
 from models.formats import BROKEN_FILE, ArtifactError
 
 MAX_CONFIG_BYTES = 32 * 2**20  # NASNetLarge's, the library's longest, has less than 2 MiB
+MAX_VALUES = 2**29  # of one tensor between two layers, for one item
 
 _EXPANSION = 100  # times its own size: zeros aside, weights are hardly compressed at all
 _FREE_BYTES = 2**20  # what a file may claim beyond that: a small one of zeros is no bomb

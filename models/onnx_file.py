@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from models.bounds import MAX_VALUES
 from models.formats import BROKEN_FILE, ArtifactError
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 LEAST_OPSET = 7  # since then arithmetic broadcasts as NumPy's does
 LEAST_IR = 4  # since then a constant need not be an input too
 MAX_BYTES = 2**31 - 1  # what a message of protocol buffers may have
-MAX_VALUES = 2**29  # of one tensor between two operators
 
 _STANDARD = "export the model again with standard operators (ai.onnx, ai.onnx.ml, com.microsoft)"
 _ONE_FILE = "save it as one file: onnx.save(onnx.load('model.onnx'), 'weights.onnx')"

@@ -3,6 +3,7 @@
 How pictures were scaled stands in no file, unless the network scales them itself: there model.toml must speak.
 """
 
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -145,10 +146,23 @@ def _rebuilt(config: Mapping[str, Any], file: Any, name: str) -> Any:
         return network
 
     with keras.StatelessScope(initialize_variables=False):  # shapes, and no memory
-        expected, found = keras_weights.fit(build(), file)
+        network = build()
+        _check_sizes(network, name)
+        expected, found = keras_weights.fit(network, file)
         keras_weights.check(expected, found, name, cure=lambda: BROKEN_FILE)
     keras.utils.clear_session()  # which remembers variables that were never made
     return build()
+
+
+def _check_sizes(network: Any, name: str) -> None:
+    """Raises ArtifactError where a layer would make more numbers of one item than any classifier does."""
+    for layer in network._flatten_layers():  # noqa: SLF001 - no public way to a layer inside of a layer
+        for node in layer._inbound_nodes:  # noqa: SLF001
+            for tensor in node.output_tensors:
+                if math.prod(size or 1 for size in tensor.shape) > bounds.MAX_VALUES:
+                    raise ArtifactError(
+                        f"{name} would make {_shown(tensor.shape[1:])} numbers in the layer {layer.name}", _ANOTHER_WAY
+                    )
 
 
 def _scales_itself(network: Any) -> bool:
