@@ -17,7 +17,9 @@ from models.keras_weights import Groups, Stored
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 # What hangs at a root or a layer and is no layer's weight; `_all_variables` has the same ones again, in no order.
-_ASIDE = re.compile(r"optimizer|save_counter|signatures|keras_api|(keras_)?metrics|_loss_tracker|_all_variables")
+_ASIDE = re.compile(
+    r"optimizer|save_counter|signatures|keras_api|(keras_)?metrics|_loss_tracker|_all_variables|_random_generator"
+)
 
 
 def index_of(path: Path) -> Path:

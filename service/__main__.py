@@ -120,7 +120,8 @@ def _publish(repository: Repository, version: Version, directory: Path, output: 
         raise RepositoryError(f"{output} is the repository itself", cure="name another directory as --output")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(directory, staging)
-    shutil.copyfile(source / CONFIG_FILE, model / CONFIG_FILE)
+    if (source / CONFIG_FILE).exists():
+        shutil.copyfile(source / CONFIG_FILE, model / CONFIG_FILE)
     if (override := source / str(version.number) / OVERRIDE_FILE).exists():
         shutil.copyfile(override, staging / OVERRIDE_FILE)
     shutil.rmtree(target, ignore_errors=True)

@@ -117,7 +117,7 @@ def nested(depth):
     ],
 )
 def test_what_is_damaged_is_told(config):
-    with pytest.raises(ArtifactError, match="cannot be read|holds"):
+    with pytest.raises(ArtifactError, match=r"cannot be read|holds"):
         plain(config, "weights.keras")
 
 
