@@ -1,5 +1,6 @@
 """Saved weights -> a built network, for each framework and each format. They are read as data; no code is run."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,17 @@ def _unwrapped(saved: Any, name: str, wanted: Mapping[str, Any]) -> dict[str, An
         saved = saved[inner[0]]
     if not isinstance(saved, Mapping):
         raise ArtifactError(f"{name} holds a {type(saved).__name__}, not a state_dict", _SAVE_WEIGHTS)
-    found = dict(saved)
+    found = OrderedDict(saved)
+    versions = getattr(saved, "_metadata", None)  # of the modules' own conventions, by which some read older files
     while found:
         common = [each for each in _PREFIXES if all(str(key).startswith(each) for key in found)]
         if not common or all(key.startswith(common[0]) for key in wanted):
             break
-        found = {str(key).removeprefix(common[0]): value for key, value in found.items()}
+        found = OrderedDict((str(key).removeprefix(common[0]), value) for key, value in found.items())
+        versions = versions and {
+            f"{key}.".removeprefix(common[0]).removesuffix("."): value for key, value in versions.items()
+        }
+    found._metadata = versions or getattr(wanted, "_metadata", None)  # type: ignore[attr-defined]  # noqa: SLF001
     return found
 
 

@@ -243,8 +243,9 @@ def filters(found):
     found[1]["config"]["filters"] = 10**6
 
 def upsampled(found):
-    config = {{"size": [10**5, 10**5]}}
-    found.insert(2, {{"module": "keras.layers", "class_name": "UpSampling2D", "config": config}})
+    up = {{"module": "keras.layers", "class_name": "UpSampling2D", "config": {{"size": [10**5, 10**5]}}}}
+    down = {{"module": "keras.layers", "class_name": "MaxPooling2D", "config": {{"pool_size": [10**5, 10**5]}}}}
+    found[2:2] = [up, down]
 
 def unknown(found):
     found[3]["config"]["colour"] = "red"
@@ -284,7 +285,7 @@ PROBLEMS = {
     "filters": ("Keras cannot build: Input 0", "newer Keras"),
     "upsampled": ("would make 600000x600000x4 numbers in the layer", "catalog"),
     "unknown": ("Keras cannot build: Unrecognized keyword arguments passed to Dense", "newer Keras"),
-    "embedding": ("weights.keras ", ""),
+    "embedding": ("Keras cannot build: Input 0", "newer Keras"),
     "empty": ("cut or damaged HDF5 file", "again"),
     "claims": ("claims to hold", "again"),
     "several": ("ends with a sigmoid for each class", "output"),
