@@ -37,9 +37,11 @@ _CONVERTER = (
     "inputs.py",
     "keras_config.py",
     "keras_export.py",
+    "keras_weights.py",
     "onnx_file.py",
     "outputs.py",
     "parity.py",
+    "programs.py",
     "weights.py",
     "whole.py",
     "zoo/pieces.py",
@@ -140,7 +142,7 @@ class Draft(Frozen):
     labels: tuple[str, ...]
     """None where nobody gave any."""
 
-    def complete(self, num_classes: int, image: Input, output: Output, **layout: Any) -> Spec:
+    def complete(self, num_classes: int, item: Input, output: Output, **layout: Any) -> Spec:
         """The spec of this version for a network that has so many classes, takes that and gives that.
 
         Raises ArtifactError, pydantic.ValidationError.
@@ -154,7 +156,7 @@ class Draft(Frozen):
             architecture=self.architecture,
             framework=self.framework,
             num_classes=classes,
-            input=_changed(image, self.input),
+            input=_changed(item, self.input),
             output=self.output or output,
             labels=self.labels or tuple(str(index) for index in range(classes)),
             **layout,
@@ -269,7 +271,7 @@ def find_weights(config: ModelConfig, directory: Path) -> Path:
     """The weights of a version: regular files, never links. Raises ArtifactError."""
     if config.weights is None:
         names = (path.name for path in directory.iterdir())
-        found = formats.versions(name for name in names if name == "weights" or name.startswith("weights."))
+        found = formats.entries(name for name in names if name == "weights" or name.startswith("weights."))
         if len(found) != 1:
             raise ArtifactError(
                 f"version {directory.name} holds {len(found) or 'no'} files called weights.*",

@@ -200,7 +200,7 @@ def is_shard(name: str, stem: str) -> bool:
     return re.fullmatch(re.escape(stem) + r"\.data-\d{5}-of-\d{5}", name) is not None
 
 
-def versions(names: Iterable[str]) -> list[str]:
+def entries(names: Iterable[str]) -> list[str]:
     """What of these is one artifact each: the data files of a checkpoint go with its index."""
     found = sorted(names)
     stems = [name.removesuffix(INDEX_SUFFIX) for name in found if name.endswith(INDEX_SUFFIX)]

@@ -222,7 +222,7 @@ async def test_weights_that_are_not_finite_are_refused(artifact, converter, tmp_
 
 async def test_a_host_without_the_framework_says_what_to_install(saved, artifact, converter, tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no', name='torch')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     with pytest.raises(ConversionError, match="build: torch is not installed") as caught:
         await converter.convert(artifact(saved["torch", "mlp_iris"]))
     assert "pip install 'menagerie[torch]'" in caught.value.cure
