@@ -12,7 +12,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
 
+from models import formats
 from models.architecture import Architecture, Framework
+from models.formats import ArtifactError as ArtifactError  # noqa: PLC0414 - known by this place
+from models.formats import Format
 from models.inputs import Frozen, Input, expand
 from models.outputs import Output, outputs_of
 
@@ -22,38 +25,29 @@ MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 
-# Which framework wrote a file of this name.
-WEIGHT_SUFFIXES: Mapping[str, Framework] = {
-    ".pth": "torch",
-    ".pt": "torch",
-    ".bin": "torch",
-    ".keras": "keras",
-    ".h5": "keras",
-}
-
 # With these, and the architecture's own file, a fingerprint changes.
 _CONVERTER = (
     "architecture.py",
     "artifact.py",
+    "bounds.py",
+    "checkpoint.py",
     "convert.py",
     "export.py",
+    "formats.py",
     "inputs.py",
+    "keras_config.py",
     "keras_export.py",
+    "keras_weights.py",
+    "onnx_file.py",
     "outputs.py",
     "parity.py",
+    "programs.py",
     "weights.py",
+    "whole.py",
     "zoo/pieces.py",
 )
 _OF_ALL_VERSIONS = {"versions", "min_agreement", "tune", "unload_first"}
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")
-
-
-class ArtifactError(ValueError):
-    """An artifact that cannot be used; the text says what is wrong, `cure` what to do."""
-
-    def __init__(self, message: str, cure: str) -> None:
-        super().__init__(message)
-        self.cure = cure
 
 
 class Batching(Frozen):
@@ -66,11 +60,12 @@ class Batching(Frozen):
 class ModelConfig(Frozen):
     """model.toml, and over it the artifact.toml of one version."""
 
-    architecture: str
+    architecture: str | None = None
+    """Only a file that holds a whole model does without."""
     framework: Framework | None = None
-    """Default: told from the weights' file name."""
+    """Default: told from the weights' bytes."""
     weights: str | None = None
-    """A file of the version's directory, or `package:NAME/PATH`. Default: the one file there called weights.*"""
+    """What of the version's directory, or `package:NAME/PATH`. Default: what is there called weights, or weights.*"""
     num_classes: PositiveInt | None = None
     """Default: as many as there are labels, else as the architecture has."""
     labels: str | tuple[str, ...] | None = None
@@ -98,21 +93,30 @@ class ModelConfig(Frozen):
         """These settings with those of an artifact.toml over them, key by key. Raises ValueError."""
         if misplaced := _OF_ALL_VERSIONS & values.keys():
             raise ValueError(f"{min(misplaced)} belongs into model.toml: it is about all versions")
-        over = type(self).model_validate({"architecture": self.architecture, **values})
+        over = type(self).model_validate(values)
         given = {name: getattr(over, name) for name in values}
         batching = self.batching.model_copy(update=over.batching.model_dump(exclude_unset=True))
         return self.model_copy(update={**given, "input": self.input | over.input, "batching": batching})
+
+
+Runtime = Framework | Literal["onnx"]
+"""What gives the answers that the published file is held against."""
 
 
 class Spec(Frozen):
     """What decides the graph and the answers, whatever the weights."""
 
     architecture: str
-    framework: Framework
+    """Its name in the catalog; of a whole model, `whole:` and the name of the format."""
+    framework: Runtime
     num_classes: PositiveInt
     input: Input
     output: Output
     labels: tuple[str, ...]
+    layout: Literal["NCHW", "NHWC"] | None = None
+    """How the network takes images. Default: as its framework does."""
+    dtype: Literal["float32", "uint8"] = "float32"
+    """What the network takes; the answers are float32 in any case."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -127,12 +131,64 @@ class Spec(Frozen):
         """How many numbers the network gives for an item."""
         return outputs_of(self.output, self.num_classes)
 
+    @property
+    def channels_first(self) -> bool:
+        """Whether the network takes images as [N, channels, height, width]."""
+        return self.layout == "NCHW" or (self.layout is None and self.framework == "torch")
+
+    def admits(self, spec: "Spec") -> bool:
+        """Whether the spec is this one."""
+        return spec == self
+
+
+class Draft(Frozen):
+    """What is known of a version but for its network: what model.toml and the labels say."""
+
+    architecture: str
+    framework: Runtime
+    num_classes: PositiveInt | None
+    input: dict[str, Any]
+    """Settings that differ from the network's own input."""
+    output: Output | None
+    labels: tuple[str, ...]
+    """None where nobody gave any."""
+
+    def complete(self, num_classes: int, item: Input, output: Output, **layout: Any) -> Spec:
+        """The spec of this version for a network that has so many classes, takes that and gives that.
+
+        Raises ArtifactError, pydantic.ValidationError.
+        """
+        classes = self.num_classes or len(self.labels) or num_classes
+        if self.labels and len(self.labels) != classes:
+            raise ArtifactError(
+                f"there are {len(self.labels)} labels for {classes} classes", "make num_classes and the labels agree"
+            )
+        return Spec(
+            architecture=self.architecture,
+            framework=self.framework,
+            num_classes=classes,
+            input=_changed(item, self.input),
+            output=self.output or output,
+            labels=self.labels or tuple(str(index) for index in range(classes)),
+            **layout,
+        )
+
+    def admits(self, spec: Spec) -> bool:
+        """Whether the spec is this draft's, completed for some network."""
+        try:
+            completed = self.complete(spec.num_classes, spec.input, spec.output, layout=spec.layout, dtype=spec.dtype)
+        except ValueError:
+            return False
+        return completed == spec
+
 
 class Artifact(Frozen):
     """One trained version, resolved: nothing is left to defaults."""
 
-    spec: Spec
+    spec: Spec | Draft
+    """A draft where the file holds a whole model: the child completes it from there."""
     weights: Path
+    """The file; of a SavedModel the directory, of a TensorFlow checkpoint the index."""
     fingerprint: str
     """SHA-256 over the weights, the spec and the code that converts them."""
 
@@ -169,57 +225,78 @@ class Manifest(Frozen):
     """The most that the conversion had in memory at once; 0 where the system does not say."""
 
 
-def resolve(config: ModelConfig, architecture: Architecture, directory: Path, labels_file: Path) -> Artifact:
+def resolve(config: ModelConfig, architecture: Architecture | None, directory: Path, labels_file: Path) -> Artifact:
     """Fills in every default of one version in `directory`. Raises ArtifactError, pydantic.ValidationError."""
     weights = find_weights(config, directory)
-    framework = config.framework or WEIGHT_SUFFIXES.get(weights.suffix)
-    if framework is None:
+    found = formats.tell(weights)
+    spec = specify(config, architecture, found, labels_file, weights.name)
+    return Artifact(
+        spec=spec, weights=weights, fingerprint=fingerprint(spec, weights, converter_sources(architecture, found))
+    )
+
+
+def specify(
+    config: ModelConfig, architecture: Architecture | None, found: Format, labels_file: Path, name: str
+) -> Spec | Draft:
+    """What a file of that format and name is to be taken for. Raises ArtifactError, pydantic.ValidationError."""
+    _check_format(found, name, config, architecture)
+    draft = Draft(
+        architecture=f"whole:{found.name}" if architecture is None else architecture.name,
+        framework=found.framework,
+        num_classes=config.num_classes,
+        input=config.input,
+        output=config.output,
+        labels=read_labels(config.labels, labels_file),
+    )
+    if architecture is None:
+        return draft
+    return draft.complete(architecture.num_classes, architecture.input, architecture.output)
+
+
+def _check_format(found: Format, name: str, config: ModelConfig, architecture: Architecture | None) -> None:
+    """Whether such a file can be what model.toml says. Raises ArtifactError."""
+    if config.framework not in {None, found.framework}:
         raise ArtifactError(
-            f"{weights.name}: nobody knows which framework wrote a {weights.suffix or 'nameless'} file",
-            f"rename it to weights.* with one of {', '.join(WEIGHT_SUFFIXES)}, or set framework in model.toml",
+            f'{name} is {found.title}, and model.toml says framework = "{config.framework}"',
+            f'leave framework out of model.toml, or put a file of "{config.framework}" there',
         )
-    if framework not in architecture.builders:
+    if architecture is None:
+        if found.holds == "weights":
+            raise ArtifactError(
+                f"{name} is {found.title}: it holds weights alone, and model.toml names no architecture",
+                'write architecture = "NAME" into model.toml; menagerie models --catalog lists the names',
+            )
+    elif found.holds == "model":
+        raise ArtifactError(
+            f"{name} is {found.title}: it brings its own network, and model.toml names {architecture.name}",
+            "leave architecture out of model.toml, or save the weights alone",
+        )
+    elif found.framework not in architecture.builders:
         built = " and ".join(architecture.builders)
         raise ArtifactError(
-            f"{architecture.name} is built in {built}, and {weights.name} was written by {framework}",
+            f"{architecture.name} is built in {built}, and {name} is {found.title}",
             f"save the weights from {built}, or name another architecture",
         )
-    labels = read_labels(config.labels, labels_file)
-    num_classes = config.num_classes or len(labels) or architecture.num_classes
-    if labels and len(labels) != num_classes:
-        raise ArtifactError(
-            f"there are {len(labels)} labels for {num_classes} classes", "make num_classes and the labels agree"
-        )
-    spec = Spec(
-        architecture=architecture.name,
-        framework=framework,
-        num_classes=num_classes,
-        input=_input(architecture.input, config.input),
-        output=config.output or architecture.output,
-        labels=labels or tuple(str(index) for index in range(num_classes)),
-    )
-    return Artifact(
-        spec=spec, weights=weights, fingerprint=fingerprint(spec, weights, converter_sources(architecture, framework))
-    )
 
 
-def _input(default: Input, changes: Mapping[str, Any]) -> Input:
-    """The architecture's input with these changes; one of another kind is not built on it. Raises ValidationError."""
+def _changed(default: Input, changes: Mapping[str, Any]) -> Input:
+    """An input with these changes; one of another kind is not built on it. Raises ValidationError."""
     same_kind = changes.get("kind", default.kind) == default.kind
     found: Input = TypeAdapter(Input).validate_python({**(default.model_dump() if same_kind else {}), **changes})
     return found
 
 
 def find_weights(config: ModelConfig, directory: Path) -> Path:
-    """The weights file of a version: a regular file, never a link. Raises ArtifactError."""
+    """The weights of a version: regular files, never links. Raises ArtifactError."""
     if config.weights is None:
-        found = sorted(path for path in directory.iterdir() if path.name.startswith("weights."))
+        names = (path.name for path in directory.iterdir())
+        found = formats.entries(name for name in names if name == "weights" or name.startswith("weights."))
         if len(found) != 1:
             raise ArtifactError(
                 f"version {directory.name} holds {len(found) or 'no'} files called weights.*",
-                f"put one there, such as weights.pth or weights.keras (known: {', '.join(WEIGHT_SUFFIXES)})",
+                "put one there, such as weights.pth or weights.keras, and give other files other names",
             )
-        root, path = directory, found[0]
+        root, path = directory, directory / found[0]
     elif config.weights.startswith("package:"):
         package, _, inside = config.weights.removeprefix("package:").partition("/")
         root = _package_directory(package)
@@ -230,9 +307,19 @@ def find_weights(config: ModelConfig, directory: Path) -> Path:
         raise ArtifactError(f"weights {config.weights!r} lie outside of their directory", "name a file inside it")
     if not os.path.lexists(path):
         raise ArtifactError(f"there is no file {config.weights!r}", "correct weights in model.toml or artifact.toml")
-    if not is_regular(path) or not path.resolve().is_relative_to(root.resolve()):
-        raise ArtifactError(f"{path.name} is not a regular file", "replace the link by the file itself")
+    if path.is_dir() and not path.is_symlink() and len(indexes := list(path.glob(f"*{formats.INDEX_SUFFIX}"))) == 1:
+        path = indexes[0]
+    _check_files(path, root, own=root == directory)
     return path
+
+
+def _check_files(path: Path, root: Path, *, own: bool) -> None:
+    """Raises ArtifactError where one is a link; `own` are those of the repository, which have no other name either."""
+    for part in [path] if path.is_symlink() else formats.parts(path):
+        if not is_regular(part) or not part.resolve().is_relative_to(root.resolve()):
+            raise ArtifactError(f"{part.name} is not a regular file", "replace the link by the file itself")
+        if own and part.lstat().st_nlink > 1:  # who writes to the other name would change it here
+            raise ArtifactError(f"{part.name} is a hard link: the file has another name too", "copy the file")
 
 
 def is_regular(path: Path) -> bool:
@@ -272,17 +359,22 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
         raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
 
 
-def converter_sources(architecture: Architecture, framework: Framework) -> list[Path]:
-    """The code that turns this architecture's weights into ONNX: when it changes, so does the fingerprint."""
-    family = architecture.builders[framework].__code__.co_filename
+def converter_sources(architecture: Architecture | None, found: Format) -> list[Path]:
+    """The code that turns these weights into ONNX: when it changes, so does the fingerprint."""
     here = Path(__file__)
-    return [Path(family), *(here.parent / name for name in _CONVERTER)]
+    own = [here.parent / name for name in _CONVERTER]
+    if architecture is None or found.framework == "onnx":
+        return own
+    return [Path(architecture.builders[found.framework].__code__.co_filename), *own]
 
 
-def fingerprint(spec: Spec, weights: Path, sources: Iterable[Path]) -> str:
+def fingerprint(spec: Spec | Draft, weights: Path, sources: Iterable[Path]) -> str:
     """SHA-256 over everything of this project and its user that decides the published files."""
     digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
-    for path in (weights, *sources):
+    parts = formats.parts(weights)
+    if parts != [weights]:  # of several files the names matter too
+        digest.update(json.dumps([str(path.relative_to(weights.parent)) for path in parts]).encode())
+    for path in (*parts, *sources):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

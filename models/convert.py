@@ -19,13 +19,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from models import catalog, weights
+from models import catalog, formats, weights, whole
 from models.architecture import Architecture
 from models.artifact import (
     MANIFEST_FILE,
     ONNX_FILE,
     Artifact,
     ArtifactError,
+    Draft,
     Manifest,
     Spec,
     converter_sources,
@@ -35,7 +36,11 @@ from models.inputs import Frozen
 from models.publish import sync
 
 STEPS = ("build", "load", "export", "join", "compare", "publish")
-PRODUCERS = {"torch": ("torch", "onnxscript", "onnx"), "keras": ("tensorflow", "keras", "tf2onnx", "onnx")}
+PRODUCERS = {
+    "torch": ("torch", "onnxscript", "onnx"),
+    "keras": ("tensorflow", "keras", "tf2onnx", "onnx"),
+    "onnx": ("onnx",),
+}
 
 
 class Job(Frozen):
@@ -44,6 +49,8 @@ class Job(Frozen):
     artifact: Artifact
     directory: Path
     """Where the files are written; it does not exist yet."""
+    allow_code: bool = False
+    """Whether formats that carry code may be converted, which runs it."""
 
 
 class Conversion:
@@ -51,8 +58,8 @@ class Conversion:
 
     def __init__(self, job: Job, events: TextIO) -> None:
         self.artifact = job.artifact
-        self.spec = job.artifact.spec
         self.directory = job.directory
+        self.allow_code = job.allow_code
         self.seconds: dict[str, float] = {}
         self.current = "start"
         self._events = events
@@ -76,33 +83,30 @@ class Conversion:
         from models import export, parity  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
 
         with self.step("build"):
-            architecture = catalog.find(self.spec.architecture)
-            network = build(architecture, self.spec)
+            network, spec = self._build()
         with self.step("load"):
-            weights.load(network, self.spec.framework, self.artifact.weights, architecture.name)
-            if fingerprint(self.spec, self.artifact.weights, converter_sources(architecture, self.spec.framework)) != (
-                self.artifact.fingerprint
-            ):
-                raise ArtifactError("the weights changed while they were read", "write them once, then load them again")
+            if not isinstance(self.artifact.spec, Draft) and spec.framework != "onnx":
+                weights.load(network, spec.framework, self.artifact.weights, spec.architecture)
+            self._check_unchanged()
         with self.step("export"):
-            graph = export.export(network, self.spec)
+            graph = export.export(network, spec)
         with self.step("join"):
-            graph = export.join(graph, self.spec)
+            graph = export.join(graph, spec)
             opset = next(opset.version for opset in graph.opset_import if not opset.domain)
             content = graph.SerializeToString()
         del graph  # a copy of the weights, while ONNX Runtime makes two
         gc.collect()
         with self.step("compare"):
-            agreement = parity.compare(network, content, self.spec)
+            agreement = parity.compare(network, content, spec)
         with self.step("publish"):
             manifest = Manifest(
                 fingerprint=self.artifact.fingerprint,
-                spec=self.spec,
+                spec=spec,
                 parity=agreement,
                 onnx_sha256=hashlib.sha256(content).hexdigest(),
                 onnx_bytes=len(content),
                 opset=opset,
-                producers={name: metadata.version(name) for name in PRODUCERS[self.spec.framework]},
+                producers={name: metadata.version(name) for name in PRODUCERS[spec.framework]},
                 seconds=self.seconds,
                 peak_memory_bytes=peak_memory_bytes(),
             )
@@ -112,10 +116,25 @@ class Conversion:
             for path in self.directory.iterdir():  # now, rather than in the server that will rename the directory
                 sync(path)
 
+    def _build(self) -> tuple[Any, Spec]:
+        """The architecture, untrained; or the file's own network, with its weights and what they are for."""
+        if isinstance(self.artifact.spec, Draft):
+            return whole.open_whole(self.artifact, allow_code=self.allow_code)
+        return build(catalog.find(self.artifact.spec.architecture), self.artifact.spec), self.artifact.spec
+
+    def _check_unchanged(self) -> None:
+        """Raises ArtifactError where the files are no longer those that the artifact was resolved from."""
+        spec, path = self.artifact.spec, self.artifact.weights
+        architecture = None if isinstance(spec, Draft) else catalog.find(spec.architecture)
+        sources = converter_sources(architecture, formats.tell(path))
+        if fingerprint(spec, path, sources) != self.artifact.fingerprint:
+            raise ArtifactError("the weights changed while they were read", "write them once, then load them again")
+
 
 def build(architecture: Architecture, spec: Spec) -> Any:
     """The network, untrained. Raises ArtifactError where it cannot be built for this input."""
     try:
+        assert spec.framework != "onnx"
         return architecture.build(spec.framework, spec.input.shape, spec.outputs)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -146,10 +165,10 @@ def main() -> int:
         conversion.tell(failed=conversion.current, reason=str(error), cure=error.cure)
         return 1
     except ModuleNotFoundError as error:
-        framework = conversion.spec.framework
+        framework = conversion.artifact.spec.framework
         conversion.tell(
             failed=conversion.current,
-            reason=f"{error.name} is not installed, and {framework} weights need it",
+            reason=f"{error.name} is not installed, and {framework} models need it",
             cure=f"pip install 'menagerie[{framework}]', or serve what was converted elsewhere (menagerie convert)",
         )
         return 1

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.architecture import Framework
-from models.artifact import Spec
+from models.artifact import Runtime, Spec
 from models.inputs import ImageInput, NumbersInput
 from models.keras_export import export_keras
+from models.programs import Program
 
 Array = np.ndarray[Any, Any]
 
@@ -23,13 +23,15 @@ _PREFIX = "network/"
 def network_input(spec: Spec, items: Array) -> Array:
     """What the network itself takes, by plain arithmetic: the reference that the joined graph is held against."""
     if isinstance(spec.input, NumbersInput):
-        return items.astype(np.float32)
-    scaled = spec.input.normalized(items)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)) if spec.framework == "torch" else scaled
+        return items.astype(spec.dtype)
+    scaled = spec.input.normalized(items).astype(spec.dtype)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)) if spec.channels_first else scaled
 
 
-def forward(network: Any, framework: Framework, batch: Array) -> Array:
+def forward(network: Any, framework: Runtime, batch: Array) -> Array:
     """The framework's own answer to a batch that `network_input` made."""
+    if isinstance(network, Program):
+        return network.run(batch)
     if framework == "keras":
         return np.asarray(network(batch, training=False))
     import torch  # noqa: PLC0415
@@ -43,6 +45,8 @@ def export(network: Any, spec: Spec) -> onnx.ModelProto:
     """The network alone, as its framework exports it, with a free batch dimension."""
     shape = spec.input.shape
     example = network_input(spec, np.zeros((2, *shape), np.uint8 if isinstance(spec.input, ImageInput) else np.float32))
+    if isinstance(network, Program):
+        return network.to_onnx(example)
     return (_export_torch if spec.framework == "torch" else export_keras)(network, example)
 
 
@@ -87,10 +91,10 @@ def _probabilities(spec: Spec) -> tuple[list[onnx.NodeProto], list[onnx.TensorPr
     if spec.output == "probabilities":
         return [], []
     if spec.output == "logits":
-        return [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1)], []
+        return [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)], []
     nodes = [
         helper.make_node("Sub", ["one", "probability"], ["other"]),
-        helper.make_node("Concat", ["other", "probability"], ["probabilities"], axis=-1),
+        helper.make_node("Concat", ["other", "probability"], ["probabilities"], axis=1),
     ]
     if spec.output == "logit":
         nodes.insert(0, helper.make_node("Sigmoid", ["logit"], ["probability"]))
@@ -103,22 +107,27 @@ def _preprocessing(spec: Spec, target: str) -> tuple[list[onnx.NodeProto], list[
         numbers = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", *spec.input.shape])
         return [helper.make_node("Identity", ["numbers"], [target])], [], numbers
     image = spec.input
-    mean, std = np.array(image.mean), np.array(image.std)
-    constants = [
-        numpy_helper.from_array((image.scale / std).astype(np.float32), "scale"),
-        numpy_helper.from_array((-mean / std).astype(np.float32), "shift"),
-    ]
-    nodes, last = [], "pixels"
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+
+    def then(operator: str, *others: str, **attributes: Any) -> None:
+        last = nodes[-1].output[0] if nodes else "pixels"
+        nodes.append(helper.make_node(operator, [last, *others], [f"pixels/{operator}"], **attributes))
+
     if image.order == "bgr":
         constants.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "bgr"))
-        nodes.append(helper.make_node("Gather", ["pixels", "bgr"], ["reordered"], axis=3))
-        last = "reordered"
-    channels_first = spec.framework == "torch"
-    nodes += [
-        helper.make_node("Cast", [last], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "shift"], ["shifted" if channels_first else target]),
-    ]
-    if channels_first:
-        nodes.append(helper.make_node("Transpose", ["shifted"], [target], perm=[0, 3, 1, 2]))
+        then("Gather", "bgr", axis=3)
+    if spec.dtype == "float32":
+        mean, std = np.array(image.mean), np.array(image.std)
+        constants += [
+            numpy_helper.from_array((image.scale / std).astype(np.float32), "scale"),
+            numpy_helper.from_array((-mean / std).astype(np.float32), "shift"),
+        ]
+        then("Cast", to=TensorProto.FLOAT)
+        then("Mul", "scale")
+        then("Add", "shift")
+    if spec.channels_first:
+        then("Transpose", perm=[0, 3, 1, 2])
+    then("Identity")
+    nodes[-1].output[0] = target
     return nodes, constants, helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *image.shape])

@@ -44,7 +44,11 @@ def export_keras(network: Any, example: Array) -> onnx.ModelProto:
                 return network(batch, training=False)
 
     shapes = [(None, *example.shape[1:]), *(kernel.shape for kernel in kernels)]
-    signature = [keras.InputSpec("float32", shape, name=f"input_{index}") for index, shape in enumerate(shapes)]
+    types = [str(example.dtype), *("float32" for _ in kernels)]
+    signature = [
+        keras.InputSpec(dtype, shape, name=f"input_{index}")
+        for index, (dtype, shape) in enumerate(zip(types, shapes, strict=True))
+    ]
     without = WithoutKernels()
     without([example, *kernels])
     with tempfile.TemporaryDirectory() as directory, _without_xla():

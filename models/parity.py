@@ -10,7 +10,7 @@ from PIL import Image
 
 from models import export
 from models.artifact import ArtifactError, Parity, Spec
-from models.inputs import ImageInput
+from models.inputs import ImageInput, Input
 from models.outputs import probabilities_of
 
 Array = NDArray[Any]
@@ -20,23 +20,23 @@ BATCHES = (1, 3)  # an export can freeze the batch at 1
 SAMPLES = Path(__file__).with_name("samples")
 
 
-def sample_items(spec: Spec) -> Array:
+def sample_items(item: Input) -> Array:
     """Real photographs as the served graph takes them; for numbers, a seeded normal sample."""
-    if not isinstance(spec.input, ImageInput):
-        return np.random.default_rng(0).normal(size=(8, *spec.input.shape)).astype(np.float32)
-    mode = "RGB" if spec.input.channels == 3 else "L"  # noqa: PLR2004
-    size = (spec.input.width, spec.input.height)
+    if not isinstance(item, ImageInput):
+        return np.random.default_rng(0).normal(size=(8, *item.shape)).astype(np.float32)
+    mode = "RGB" if item.channels == 3 else "L"  # noqa: PLR2004
+    size = (item.width, item.height)
     pictures = []
     for path in sorted(SAMPLES.glob("*.[jp][pn]g")):
         with Image.open(path) as picture:
             pictures.append(np.asarray(picture.convert(mode).resize(size, Image.Resampling.BILINEAR)))
-    return np.stack(pictures).reshape(-1, *spec.input.shape)
+    return np.stack(pictures).reshape(-1, *item.shape)
 
 
 def compare(network: Any, content: bytes, spec: Spec) -> Parity:
     """Runs the framework and ONNX Runtime on the same items. Raises ArtifactError where they disagree."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    items = sample_items(spec)
+    items = sample_items(spec.input)
     batches = [items[start : start + size] for size in BATCHES for start in range(0, len(items) - size + 1, size)]
     expected = np.concatenate(
         [export.forward(network, spec.framework, export.network_input(spec, batch)) for batch in batches]
@@ -47,10 +47,16 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
             "set num_classes and output in model.toml to what the weights were trained for",
         )
     feeds = [{session.get_inputs()[0].name: batch} for batch in batches]
-    found = {
-        name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
-        for name in (spec.output, "probabilities")
-    }
+    try:
+        found = {
+            name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
+            for name in (spec.output, "probabilities")
+        }
+    except Exception as error:  # ONNX Runtime's own
+        raise ArtifactError(
+            f"the network does not run on batches of {' and '.join(map(str, BATCHES))}: {str(error).splitlines()[0]}",
+            "export it with a free batch dimension, and with no batch size in its reshapes",
+        ) from error
     probabilities = probabilities_of(expected, spec.output)
     parity = Parity(
         relative_error=float(np.abs(found[spec.output] - expected).max() / np.abs(expected).max()),

@@ -12,11 +12,10 @@ from typing import Any
 
 from models import catalog
 from models.architecture import Architecture
+from models.bounds import MAX_CONFIG_BYTES
 from models.zoo import keras_applications
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-MAX_CONFIG_BYTES = 32 * 2**20  # NASNetLarge's, the library's longest, has less than 2 MiB
 
 
 def of_state_dict(found: Shapes, architecture: str = "") -> str | None:

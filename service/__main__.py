@@ -78,7 +78,7 @@ def convert(
     """Convert what has not been converted yet."""
     settings = _settings(repository=repository, cache=cache)
     logs.configure(settings)
-    converter = Converter(settings.cache, settings.conversion_timeout_seconds, settings.conversion_memory_bytes)
+    converter = Converter.of(settings)
     found = Repository(settings.repository)
     failed = 0
     with _said():
@@ -125,7 +125,8 @@ def _publish(repository: Repository, version: Version, directory: Path, output: 
         raise RepositoryError(f"{output} is the repository itself", cure="name another directory as --output")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(directory, staging)
-    shutil.copyfile(source / CONFIG_FILE, model / CONFIG_FILE)
+    if (source / CONFIG_FILE).exists():
+        shutil.copyfile(source / CONFIG_FILE, model / CONFIG_FILE)
     if (override := source / str(version.number) / OVERRIDE_FILE).exists():
         shutil.copyfile(override, staging / OVERRIDE_FILE)
     shutil.rmtree(target, ignore_errors=True)
@@ -208,7 +209,7 @@ def _server_rows(url: str) -> Iterator[tuple[str, ...]]:
 
 
 def _repository_rows(settings: Settings) -> Iterator[tuple[str, ...]]:
-    converter = Converter(settings.cache, settings.conversion_timeout_seconds, settings.conversion_memory_bytes)
+    converter = Converter.of(settings)
     for name, number, found in _versions(Repository(settings.repository)):
         label = str(number or "")
         if isinstance(found, ServiceError):

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -17,7 +18,7 @@ from models.publish import publish
 from service.child import Child, Limits, OnStep
 from service.errors import ConversionError
 from service.machine import available_memory_bytes
-from service.settings import DEFAULT_CONVERSION_MEMORY_BYTES, MIB
+from service.settings import DEFAULT_CONVERSION_MEMORY_BYTES, MIB, Settings
 
 log = structlog.get_logger()
 
@@ -37,12 +38,24 @@ class Converter:
         memory_bytes: int = DEFAULT_CONVERSION_MEMORY_BYTES,
         *,
         file_bytes: int = FILE_BYTES,
+        allow_code: bool = False,
         module: str = "models.convert",
     ) -> None:
         self._cache = cache.absolute()
         self._limits = Limits(timeout_seconds, memory_bytes, file_bytes)
+        self._allow_code = allow_code
         self._module = module
         self._warned = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The converter that the settings ask for."""
+        return cls(
+            settings.cache,
+            settings.conversion_timeout_seconds,
+            settings.conversion_memory_bytes,
+            allow_code=settings.allow_code,
+        )
 
     def published(self, artifact: Artifact) -> Path | None:
         """Where the artifact lies converted; None where it was not yet."""
@@ -62,8 +75,12 @@ class Converter:
                 if found := self.published(artifact):  # by who held the lock before
                     return found
                 built = room / "published"
-                job = json.dumps({"artifact": artifact.model_dump(mode="json"), "directory": str(built)})
-                await Child(self._module, room, self._limits_now(), on_step, self._warn).run(job)
+                job = {
+                    "artifact": artifact.model_dump(mode="json"),
+                    "directory": str(built),
+                    "allow_code": self._allow_code,
+                }
+                await Child(self._module, room, self._limits_now(), on_step, self._warn).run(json.dumps(job))
                 return self._publish(artifact, built)
         except OSError as error:
             raise ConversionError(
@@ -104,7 +121,8 @@ class Converter:
             or not all(is_regular(built / name) for name in files)
             or (built / MANIFEST_FILE).stat().st_size > _MANIFEST_BYTES
             or (manifest := published_manifest(built)) is None
-            or (manifest.fingerprint, manifest.spec) != (artifact.fingerprint, artifact.spec)
+            or manifest.fingerprint != artifact.fingerprint
+            or not artifact.spec.admits(manifest.spec)
         ):
             raise ConversionError("publish: the converting process did not leave the files of this artifact")
         target = self._cache / artifact.fingerprint

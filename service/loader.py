@@ -44,9 +44,7 @@ class Loader:
         self._settings = settings
         self._decoders = decoders
         self._lifecycle = lifecycle
-        self._converter = Converter(
-            settings.cache, settings.conversion_timeout_seconds, settings.conversion_memory_bytes
-        )
+        self._converter = Converter.of(settings)
         # One at a time of each: what is converted does not hold up what only has to be opened.
         self._converting = asyncio.Lock()
         self._opening = asyncio.Lock()

@@ -104,8 +104,9 @@ class Repository:
     def _wanted(self, name: str, config: ModelConfig, routing: Routing) -> list[int]:
         present = self.present(name)
         if not present:
+            missing = "version" if (self.root / name / CONFIG_FILE).exists() else f"{CONFIG_FILE} and no version"
             raise RepositoryError(
-                f"model {name} has no version", cure=f"put its weights into {name}/1/, such as {name}/1/weights.pth"
+                f"model {name} has no {missing}", cure=f"put its weights into {name}/1/, such as {name}/1/weights.pth"
             )
         if isinstance(config.versions, tuple) and (absent := sorted(set(config.versions) - set(present))):
             raise RepositoryError(
@@ -146,7 +147,7 @@ class Repository:
         if (directory / MANIFEST_FILE).exists():
             return Version(name, number, config, directory)
         try:
-            architecture = catalog.find(config.architecture)
+            architecture = catalog.find(config.architecture) if config.architecture else None
             with _readable(name):
                 artifact = resolve(config, architecture, directory, labels_file=self.root / name / "labels.txt")
         except ArtifactError as error:
@@ -157,7 +158,8 @@ class Repository:
 
     def config(self, name: str, number: int | None = None) -> ModelConfig:
         """model.toml, overridden by the version's artifact.toml where there is one. Raises RepositoryError."""
-        values = _read_toml(self.root / name / CONFIG_FILE)
+        path = self.root / name / CONFIG_FILE
+        values = _read_toml(path) if os.path.lexists(path) else {}  # a whole model may need none
         try:
             config = ModelConfig.model_validate(values)
         except ValidationError as error:
@@ -219,10 +221,6 @@ def _is_version(name: str) -> bool:
 def _read_toml(path: Path) -> Mapping[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RepositoryError(
-            f"model {path.parent.name} has no {path.name}", cure='write one; architecture = "NAME" is enough'
-        ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RepositoryError(f"{path.parent.name}/{path.name} cannot be read: {error}", cure=_CORRECT) from error
 

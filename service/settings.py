@@ -34,6 +34,9 @@ class Settings(BaseSettings):
         (), description="Names of the models to serve, separated by commas; none means all"
     )
     convert: bool = Field(default=True, description="Convert what is not in the cache; off where no framework is")
+    allow_code: bool = Field(
+        default=False, description="Convert TorchScript, torch.export and SavedModel, which runs code that they carry"
+    )
     poll_seconds: Delay = Field(
         0.0, description="How often to look for new versions in the repository; 0 looks once, at the start"
     )

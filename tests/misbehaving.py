@@ -1,4 +1,4 @@
-"""Stands for a converter that an artifact has taken over: the content of its weights file says what it does.
+"""Stands for a converter that an artifact has taken over: the note in its weights file says what it does.
 
 Run by service.child in place of models.convert. What it tries and may not do, it tells as its failure.
 """
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.models.saved import note_of
 
 
 def tell(**event):
@@ -73,7 +75,7 @@ def tried(action):
 def main():
     job = json.load(sys.stdin)
     directory, server = Path(job["directory"]), os.getppid()
-    what, _, argument = Path(job["artifact"]["weights"]).read_text().partition(" ")
+    what, _, argument = note_of(Path(job["artifact"]["weights"])).partition(" ")
     {
         "loop": lambda: [None for _ in iter(int, 1)],
         "hog": lambda: hold(10**9),

@@ -20,6 +20,7 @@ from service.routing import Part, Routing
 from service.settings import DEFAULT_REPOSITORY, Settings
 
 ROOT = Path(__file__).parent.parent
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pt2", ".keras", ".h5", ".weights.h5", ".index", ".onnx")
 README = (ROOT / "README.md").read_text()
 
 
@@ -111,7 +112,7 @@ def test_every_key_of_a_model_toml_is_told():
     keys = {row[0].strip("`[]") for row in rows}
     assert keys == set(artifact.ModelConfig.model_fields) - {"architecture"}
     section = README.split("## Your own weights", 1)[1].split("\n## ", 1)[0]
-    for word in (*NORMALIZATIONS, *artifact.WEIGHT_SUFFIXES, *artifact.Batching.model_fields):
+    for word in (*NORMALIZATIONS, *SUFFIXES, *artifact.Batching.model_fields):
         assert word in section
     assert set(ImageInput.model_fields) - {"kind"} <= set(re.findall(r"`(\w+)`", section))
 

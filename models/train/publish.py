@@ -9,8 +9,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models import catalog
-from models.artifact import CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, ArtifactError, ModelConfig, Spec, resolve
+from models import catalog, formats
+from models.artifact import (
+    CONFIG_FILE,
+    MODEL_NAME,
+    OVERRIDE_FILE,
+    ArtifactError,
+    Draft,
+    ModelConfig,
+    Spec,
+    find_weights,
+    specify,
+)
 from models.publish import next_version, publish, sync, toml
 
 LABELS_FILE = "labels.txt"
@@ -71,7 +81,7 @@ def _add_version(model: Path, staging: Path, spec: Spec) -> Path:
 
 def _override(model: Path, staging: Path, spec: Spec) -> None:
     """Writes an artifact.toml where the model's own settings do not make of the version what it is."""
-    if _resolved(model, staging) == spec:
+    if _resolved(model, staging, spec) == spec:
         return
     values = {
         "architecture": spec.architecture,
@@ -83,19 +93,22 @@ def _override(model: Path, staging: Path, spec: Spec) -> None:
         "input": _input(spec),
     }
     (staging / OVERRIDE_FILE).write_text(toml(values), encoding="utf-8")
-    if _resolved(model, staging) != spec:
+    if _resolved(model, staging, spec) != spec:
         raise ArtifactError(
             f"the settings in {model / CONFIG_FILE} cannot be those of this version", "name another --output"
         )
 
 
-def _resolved(model: Path, version: Path) -> Spec | None:
+def _resolved(model: Path, version: Path, spec: Spec) -> Spec | Draft | None:
     """What the service would take the version for; None where it would refuse it."""
+    written = formats.KERAS if spec.framework == "keras" else formats.STATE_DICT
     try:
         config = ModelConfig.model_validate(tomllib.loads((model / CONFIG_FILE).read_text(encoding="utf-8")))
         if (override := version / OVERRIDE_FILE).exists():
             config = config.overridden(tomllib.loads(override.read_text(encoding="utf-8")))
-        return resolve(config, catalog.find(config.architecture), version, model / LABELS_FILE).spec
+        architecture = None if config.architecture is None else catalog.find(config.architecture)
+        weights = find_weights(config, version)
+        return specify(config, architecture, written, model / LABELS_FILE, weights.name)
     except (ArtifactError, ValidationError, ValueError):
         return None
 

@@ -144,7 +144,7 @@ def make(name, directory, size):
         for framework in architecture.builders
     }
     networks = {framework: architecture.build(framework, spec.shape) for framework in architecture.builders}
-    batch = {framework: network_input(spec, sample_items(spec)) for framework, spec in specs.items()}
+    batch = {framework: network_input(spec, sample_items(spec.input)) for framework, spec in specs.items()}
 
     first = next(iter(networks))
     enliven(networks[first], first, batch[first])

@@ -9,6 +9,7 @@ from models import catalog, pull
 from models.artifact import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput
 from service.repository import Repository
+from tests.models.saved import torch_bytes
 from tests.models.test_keras_applications import START
 from tests.models.test_torchvision_models import TRAINED, child
 
@@ -133,7 +134,7 @@ FOUND = catalog.find("torchvision:resnet18")
 
 def fetched(save=None, **changes):
     def write(path):
-        path.write_bytes(b"weights")
+        path.write_bytes(torch_bytes())
 
     image = FOUND.input.model_copy(update=changes)
     return pull.Fetched(title="V1 of x", file="weights.pth", save=save or write, input=image, labels="imagenet")

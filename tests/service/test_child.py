@@ -15,6 +15,7 @@ from service.child import CHILD_ENVIRONMENT, environment
 from service.conversion import Converter
 from service.errors import ConversionError
 from service.repository import Repository
+from tests.models.saved import torch_bytes
 from tests.servers import until
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +45,7 @@ def artifact(repository, content):
     version = repository / "model" / "1"
     version.mkdir(parents=True, exist_ok=True)
     (version.parent / "model.toml").write_text('architecture = "mlp_iris"')
-    (version / "weights.pth").write_text(content)
+    (version / "weights.pth").write_bytes(torch_bytes(content.encode()))
     return Repository(repository).resolve("model", 1).source
 
 

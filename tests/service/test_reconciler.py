@@ -18,6 +18,7 @@ from service.registry import Registry
 from service.settings import Settings
 from service.shadow import Mirror
 from tests.models.published import publish_numbers, publish_softmax
+from tests.models.saved import torch_bytes
 from tests.servers import until
 from tests.service.test_routes import picture
 
@@ -270,7 +271,7 @@ async def test_what_is_published_answers_while_another_is_converted(reconciler, 
     model = root / "a_first"
     (model / "1").mkdir(parents=True)
     (model / "model.toml").write_text('architecture = "mlp_iris"\n')
-    (model / "1" / "weights.pth").write_bytes(b"weights")
+    (model / "1" / "weights.pth").write_bytes(torch_bytes())
     publish_numbers(root / "z_last")
 
     async def convert(*_):

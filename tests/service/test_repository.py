@@ -9,6 +9,7 @@ from service.errors import RepositoryError
 from service.repository import Repository, read_published
 from service.settings import DEFAULT_REPOSITORY
 from tests.models.published import publish_softmax
+from tests.models.saved import keras_bytes, torch_bytes
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def iris(tmp_path):
     model = tmp_path / "iris"
     (model / "1").mkdir(parents=True)
     (model / "model.toml").write_text('architecture = "mlp_iris"\n')
-    (model / "1" / "weights.pth").write_bytes(b"weights")
+    (model / "1" / "weights.pth").write_bytes(torch_bytes())
     return tmp_path
 
 
@@ -50,7 +51,7 @@ def test_labels_come_from_a_file_a_list_or_a_built_in_name(iris):
 def test_an_artifact_toml_overrides_its_version_alone(iris):
     (iris / "iris" / "model.toml").write_text('architecture = "lenet5"\n[input]\nnormalization = "unit"\n')
     (iris / "iris" / "2").mkdir()
-    (iris / "iris" / "2" / "weights.keras").write_bytes(b"weights")
+    (iris / "iris" / "2" / "weights.keras").write_bytes(keras_bytes())
     (iris / "iris" / "2" / "artifact.toml").write_text('[input]\nnormalization = "tf"\n')
     first, second = (Repository(iris).resolve("iris", number).source.spec for number in (1, 2))
     assert (first.framework, first.input.mean) == ("torch", (0.0,))
@@ -86,11 +87,16 @@ def test_versions_are_the_latest_all_or_those_named(iris):
     [
         ("architecture = ", "cannot be read", "correct it"),
         ('architecture = "lenet6"', "no architecture 'lenet6'", "did you mean 'lenet5'"),
-        ("labels = []", "architecture: Field required", "README"),
+        ("labels = []", "names no architecture", 'write architecture = "NAME"'),
         ('architecture = "mlp_iris"\ncolour = "red"', "colour: Extra inputs", "README"),
         ('architecture = "mlp_iris"\nlabels = "imagnet"', "no built-in list", "imagenet"),
         ('architecture = "mlp_iris"\nlabels = ["a"]\nnum_classes = 2', "1 labels for 2 classes", "agree"),
-        ('architecture = "torchvision:resnet50"\nframework = "keras"', "is built in torch", "save the weights from"),
+        ('architecture = "torchvision:resnet50"\nframework = "keras"', "says framework", "leave framework out"),
+        (
+            'architecture = "keras:ResNet50"',
+            "keras:ResNet50 is built in keras, and weights.pth is a PyTorch",
+            "save the",
+        ),
         ('architecture = "lenet5"\n[input]\nnormalization = "x"', "normalization 'x' is not one of", "README"),
         ('architecture = "lenet5"\n[input]\nmean = [1.0, 2.0]', "mean has 2 values", "README"),
         ('architecture = "lenet5"\n[input]\nresize_to = 8', "resize_to = 8 is smaller", "README"),
@@ -115,8 +121,11 @@ def test_a_wrong_model_toml_is_told_with_its_cure(iris, toml, problem, cure):
 
 def test_a_missing_model_toml_version_or_root_is_told(iris, tmp_path):
     (iris / "iris" / "model.toml").unlink()
-    with pytest.raises(RepositoryError, match=r"has no model\.toml"):
+    with pytest.raises(RepositoryError, match=r"model\.toml names no architecture"):
         Repository(iris).resolve("iris", 1)
+    (iris / "nothing").mkdir()
+    with pytest.raises(RepositoryError, match=r"nothing has no model\.toml and no version"):
+        Repository(iris).wanted("nothing")
     (iris / "empty").mkdir()
     (iris / "empty" / "model.toml").write_text('architecture = "mlp_iris"')
     with pytest.raises(RepositoryError, match="has no version"):
@@ -176,15 +185,15 @@ def test_links_and_strange_files_are_not_weights(iris):
     with pytest.raises(RepositoryError, match="not a regular file"):
         Repository(iris).resolve("iris", 1)
     weights.unlink()
-    (iris / "iris" / "1" / "real.pth").write_bytes(b"weights")
+    (iris / "iris" / "1" / "real.pth").write_bytes(torch_bytes())
     weights.symlink_to(iris / "iris" / "1" / "real.pth")
     with pytest.raises(RepositoryError, match="not a regular file"):
         Repository(iris).resolve("iris", 1)
     weights.unlink()
     (iris / "iris" / "1" / "weights.txt").write_bytes(b"weights")
-    with pytest.raises(RepositoryError, match="which framework"):
+    with pytest.raises(RepositoryError, match="no format that is known here: it begins with b'weights'"):
         Repository(iris).resolve("iris", 1)
-    (iris / "iris" / "1" / "weights.pth").write_bytes(b"weights")
+    (iris / "iris" / "1" / "weights.pth").write_bytes(torch_bytes())
     with pytest.raises(RepositoryError, match="2 files called weights"):
         Repository(iris).resolve("iris", 1)
 
@@ -195,7 +204,7 @@ def test_the_fingerprint_follows_what_decides_the_answer(iris):
 
     first = fingerprint()
     assert fingerprint() == first
-    (iris / "iris" / "1" / "weights.pth").write_bytes(b"other weights")
+    (iris / "iris" / "1" / "weights.pth").write_bytes(torch_bytes(b"other"))
     second = fingerprint()
     (iris / "iris" / "labels.txt").write_text("a\nb\nc\n")
     assert len({first, second, fingerprint()}) == 3
@@ -208,7 +217,7 @@ def test_a_signature_changes_with_the_files_and_settles_with_time(iris):
     assert repository.inventory("iris").wanted == before
     assert before[1].is_settled(0)
     assert not before[1].is_settled(3600)
-    (iris / "iris" / "1" / "weights.pth").write_bytes(b"weights, again")
+    (iris / "iris" / "1" / "weights.pth").write_bytes(torch_bytes(b"again"))
     assert repository.inventory("iris").wanted != before
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from service import errors, metrics
+from tests.models.saved import torch_bytes
 from tests.servers import until
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -253,7 +254,7 @@ def test_a_broken_model_is_unready_with_the_reason_and_harms_no_other(applicatio
     (repository / "broken").mkdir()
     (repository / "broken" / "model.toml").write_text('architecture = "lenet6"')
     (repository / "broken" / "1").mkdir()
-    (repository / "broken" / "1" / "weights.pth").write_bytes(b"weights")
+    (repository / "broken" / "1" / "weights.pth").write_bytes(torch_bytes())
     (repository / "nameless").mkdir()
     with application(wait=False) as client:
         for model in ("colour", "largest"):

@@ -6,6 +6,7 @@ from models.artifact import ArtifactError, Spec
 from models.inputs import NORMALIZATIONS, ImageInput, NumbersInput
 from models.train import publish
 from service.repository import Repository
+from tests.models.saved import HDF5_BYTES, torch_bytes
 
 LABELS = ("ant", "bee", "häß\U0001f41d \"c'")
 IMAGE = ImageInput(height=20, width=20, channels=3, resize="stretch", **NORMALIZATIONS["caffe"])
@@ -32,7 +33,7 @@ def model(tmp_path):
 def add(model, wanted, *, weights="weights.pth"):
     staging = model.with_name(".staging")
     staging.mkdir(exist_ok=True)
-    (staging / weights).write_text("weights")
+    (staging / weights).write_bytes(HDF5_BYTES if weights.endswith(".h5") else torch_bytes())
     (staging / "training.json").write_text("{}")
     return publish.publish_version(model, staging, wanted)
 
