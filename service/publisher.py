@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from models import formats
 from models.artifact import CONFIG_FILE
 from models.publish import next_version, publish, sync
 from service.errors import (
@@ -97,6 +98,11 @@ class Publisher:
                 )
             if is_archive:
                 await asyncio.to_thread(self._unpack, file, version)
+            else:
+                try:
+                    await asyncio.to_thread(formats.tell, file)
+                except formats.ArtifactError as error:
+                    raise UploadInvalid(str(error), cure=error.cure) from error
             yield version, upload
 
     async def _write(self, chunks: AsyncIterator[bytes], path: Path) -> Upload:

@@ -13,6 +13,7 @@ import pytest
 from service import metrics
 from service.publisher import STAGING
 from tests.models.published import publish_numbers, publish_softmax
+from tests.models.saved import torch_bytes
 from tests.servers import until
 from tests.service.test_routes import JPEG, error_of, picture, total
 
@@ -132,12 +133,13 @@ def test_an_upload_can_be_stored_without_going_live(admin, spare):
     [
         (b"", {}, (400, "empty_body")),
         (b"no tar", {}, (422, "upload_invalid")),
+        (b"no weights", {"kind": "application/octet-stream"}, (422, "upload_invalid")),
         (b"\0" * 10240, {}, (422, "upload_invalid")),
         (b"weights", {"kind": "application/octet-stream", "sha256": "0" * 64}, (422, "upload_invalid")),
         (b"weights", {"kind": "application/octet-stream", "filename": "../weights"}, (422, "invalid_input")),
         (b"weights", {"kind": "application/octet-stream", "filename": "model.toml"}, (422, "invalid_input")),
         (b"weights", {"kind": "application/octet-stream", "sha256": "abc"}, (422, "invalid_input")),
-        (b"weights", {"kind": "application/octet-stream", "version": 1}, (409, "conflict")),
+        (torch_bytes(), {"kind": "application/octet-stream", "version": 1}, (409, "conflict")),
         (b"weights", {"kind": "application/octet-stream", "version": 0}, (422, "invalid_input")),
         (b"weights", {"model": "colours"}, (404, "model_not_found")),
     ],
@@ -175,6 +177,12 @@ def test_an_archive_that_climbs_links_or_lies_is_refused(admin, repository, tmp_
     assert not list(tmp_path.rglob("outside"))
     assert staged(repository) == []
     assert sorted(path.name for path in (repository / "colour").iterdir()) == ["1", "model.toml"]
+
+
+def test_weights_are_uploaded_as_they_are(admin, repository):
+    answer = upload(admin, torch_bytes(), kind="application/octet-stream", live=False)
+    assert answer.status_code == 201
+    assert (repository / "colour" / "2" / "weights").read_bytes() == torch_bytes()
 
 
 def test_an_upload_is_capped_while_it_arrives(application, repository):
