@@ -175,11 +175,14 @@ class Publisher:
         raise Conflict(f"no number was free for a version of {model}", cure="try again")
 
     def write_config(self, model: str, text: str) -> None:
-        """Writes a model.toml; a model that was not there is there with it."""
+        """Writes a model.toml, if it is not the same already; a model that was not there is there with it."""
+        present = self._root / model / CONFIG_FILE
+        if present.is_file() and present.read_bytes() == text.encode():
+            return
         with _told(), self._room() as room:
             (room / CONFIG_FILE).write_text(text, encoding="utf-8")
             if (self._root / model).is_dir():
-                _replace(room / CONFIG_FILE, self._root / model / CONFIG_FILE)
+                _replace(room / CONFIG_FILE, present)
             else:
                 (room / model).mkdir()
                 (room / CONFIG_FILE).rename(room / model / CONFIG_FILE)

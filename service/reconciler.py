@@ -176,10 +176,7 @@ class Reconciler:
                     raise
                 servable = await self._warm_instead(model, record, version, model.records[model.live.version])
         except asyncio.CancelledError:
-            if model.records.get(record.version) is not record or record.version not in model.wanted:
-                self._forget(model, record)
-            elif record.loading is asyncio.current_task():  # else another load has taken its place
-                record.fail("its load was cancelled")
+            self._give_up(model, record)
             raise
         except Exception as error:  # noqa: BLE001 - whatever befalls a load costs that load alone
             self._refuse(record, error, is_swap=is_swap)
@@ -201,6 +198,16 @@ class Reconciler:
             parity=servable.manifest.parity.relative_error,
             **({"agreement": record.report.agreement} if record.report else {}),
         )
+
+    def _give_up(self, model: Model, record: Record) -> None:
+        """A load was cancelled: what answered answers on, and a version that nobody wants is forgotten."""
+        if record.loading is not asyncio.current_task() or record.state is State.UNLOADING:
+            return  # another load has taken its place, or its last callers are being answered
+        is_wanted = record.version in model.wanted and model.records.get(record.version) is record
+        if is_wanted or record.servable is not None:
+            record.fail("its load was cancelled")
+        else:
+            self._forget(model, record)
 
     async def _warm(self, model: Model, record: Record, version: Version) -> Servable:
         """A servable that has answered the golden inputs. Raises ServiceError, and leaves nothing open."""

@@ -283,6 +283,36 @@ async def test_what_is_published_answers_while_another_is_converted(reconciler, 
     assert "tried" in registry.model("a_first").records[1].reason
 
 
+async def test_a_version_that_is_being_loaded_again_answers_until_its_successor_does(
+    reconciler, registry, root, monkeypatch
+):
+    publish_numbers(root / "model", 1)
+    await reconciler.refresh()
+    go, begun = asyncio.Event(), asyncio.Event()
+    really = Loader.load
+
+    async def load(self, version, *arguments, **options):
+        begun.set()
+        if version.number == 1:
+            await go.wait()
+        return await really(self, version, *arguments, **options)
+
+    monkeypatch.setattr(Loader, "load", load)
+    toml = root / "model" / "model.toml"
+    toml.write_text(toml.read_text() + "min_agreement = 0.5\n")
+    await reconciler.look()
+    await begun.wait()
+    shutil.copytree(root / "model" / "1", root / "model" / "2")
+    await reconciler.look()  # version 1 need not be loaded again: it is cancelled
+    assert await ask(registry) == (1, "second")
+    while registry.model("model").live.version == 1:
+        assert await ask(registry) == (1, "second")
+        await asyncio.sleep(0)
+    assert registry.model("model").records[2].report.agreement == 1
+    await gone(reconciler)
+    assert states(registry) == {2: "READY"}
+
+
 async def test_a_repository_that_vanishes_leaves_what_is_loaded(reconciler, registry, root):
     publish_numbers(root / "model")
     await reconciler.refresh()
