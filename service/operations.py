@@ -31,7 +31,7 @@ class Operations:
         self._reconciler = reconciler
         self._repository = repository
         self.publisher = publisher
-        self._editing = asyncio.Lock()
+        self._changing = asyncio.Lock()  # one decision after the other; nobody waits for a load with it
 
     async def define(self, name: str, text: str) -> None:
         """Writes a model.toml, of a new model or a known one. Raises InvalidInput."""
@@ -57,29 +57,29 @@ class Operations:
 
     async def pin(self, name: str) -> None:
         """The live version stays live, whatever comes; until one is activated, or `unpin`."""
-        live = self._registry.model(name).live
-        if live is not None:
-            await self._edit(name, lambda routing: routing if routing.live else routing.with_live(live.version, None))
+        async with self._changing:
+            await self._pin(name)
 
     async def unpin(self, name: str) -> None:
         """The highest version is live again, now and as others come."""
         self._registry.model(name)
-        await self._edit(name, lambda routing: routing.with_live(None, None))
-        await self._reconciler.look_at(name)
+        async with self._changing:
+            await self._edit(name, lambda routing: routing.with_live(None, None))
+            await self._reconciler.look_at(name)
 
     async def load(self, name: str, number: int, *, unload_first: bool = False) -> Record:
         """Loads a version beside the live one, and waits for it; several that ask for the same load share it.
 
         With `unload_first` the live version may go first where memory does not hold both. Raises LoadFailed.
         """
-        await self._check_present(name, number)
-        if number not in await asyncio.to_thread(self._repository.wanted, name):
-            await self._edit(name, lambda routing: routing.with_part(number, load=True))
-        await self._reconciler.look_at(name, number, unload_first=unload_first)
-        record = self._registry.record(name, number)
-        await record.loaded()
-        if record.servable is None:
-            raise LoadFailed(f"{name} version {number}: {record.reason}")
+        async with self._changing:
+            await self._check_present(name, number)
+            if number not in await asyncio.to_thread(self._repository.wanted, name):
+                await self._edit(name, lambda routing: routing.with_part(number, load=True))
+            await self._reconciler.look_at(name, number, unload_first=unload_first)
+            record = self._registry.record(name, number)
+        await record.loaded()  # which may take long: meanwhile others are followed
+        _check_loaded(record)
         return record
 
     async def cancel(self, name: str, number: int) -> None:
@@ -92,22 +92,26 @@ class Operations:
 
     async def unload(self, name: str, number: int) -> None:
         """Unloads a version that is not live, once its last callers are answered. Raises Conflict."""
-        await self._check_present(name, number)
-        self._check_unused(name, number)
-        await self._edit(name, lambda routing: routing.with_part(number, load=False, canary=0.0, shadow=0.0))
-        await self._reconciler.look_at(name)
+        async with self._changing:
+            await self._check_present(name, number)
+            self._check_unused(name, number)
+            await self._edit(name, lambda routing: routing.with_part(number, load=False, canary=0.0, shadow=0.0))
+            await self._reconciler.look_at(name)
 
     async def activate(self, name: str, number: int, *, unload_first: bool = False, is_checked: bool = True) -> Record:
         """Makes a version live, loading it if need be. Raises LoadFailed, GoldenDisagreement: who was live still is."""
-        model = self._registry.model(name)
-        before = model.live.version if model.live else None
+        live = self._registry.model(name).live
+        before = None if live is None else live.version  # a load may make it live, where none is pinned
         record = await self.load(name, number, unload_first=unload_first)
-        if before in model.records and before != number:
-            record.report = golden.compare(record.answers, before, model.records[before].answers)
-            if is_checked:
-                check_agreement(model, number, record.report)
-        await self._edit(name, lambda routing: routing.with_live(number, before))
-        await self._reconciler.look_at(name)
+        async with self._changing:
+            _check_loaded(record)
+            model = self._registry.model(name)
+            if before in model.records and before != number:
+                record.report = golden.compare(record.answers, before, model.records[before].answers)
+                if is_checked:
+                    check_agreement(model, number, record.report)
+            await self._edit(name, lambda routing: routing.with_live(number, before))
+            await self._reconciler.look_at(name)
         log.info("activated", model=f"{name} version {number}", before=before)
         return record
 
@@ -124,48 +128,59 @@ class Operations:
 
     async def delete(self, name: str, number: int) -> None:
         """Removes a version from the repository. Raises Conflict where it is live or has a label."""
-        await self._check_present(name, number)
-        self._check_unused(name, number)
-        await self._edit(name, lambda routing: routing.without(number))
-        await asyncio.to_thread(self.publisher.delete, name, number)
-        await self._reconciler.look_at(name)
+        async with self._changing:
+            await self._check_present(name, number)
+            self._check_unused(name, number)
+            await self._edit(name, lambda routing: routing.without(number))
+            await asyncio.to_thread(self.publisher.delete, name, number)
+            await self._reconciler.look_at(name)
 
     async def label(self, name: str, label: str, number: int | None) -> None:
         """Moves a label to a version, which is loaded first, or takes it away. Raises LoadFailed."""
-        if number is None:
+        before = None if number is None else self._registry.model(name).routing.part(number).load
+        record = None if number is None else await self.load(name, number)
+
+        def change(routing: Routing) -> Routing:
+            labelled = routing.with_label(label, number)
+            # The label keeps it loaded from now on.
+            return labelled if number is None else labelled.with_part(number, load=before or None)
+
+        async with self._changing:
             self._registry.model(name)
-            await self._edit(name, lambda routing: routing.with_label(label, None))
-        else:
-            before = self._registry.model(name).routing.part(number)
-            await self.load(name, number)  # the label keeps it loaded from then on
-            await self._edit(
-                name, lambda routing: routing.with_label(label, number).with_part(number, load=before.load or None)
-            )
-        await self._reconciler.look_at(name)
+            if record is not None:
+                _check_loaded(record)
+            await self._edit(name, change)
+            await self._reconciler.look_at(name)
 
     async def try_out(self, name: str, number: int, *, canary: float, shadow: float) -> None:
         """Gives a version that is not live its shares of the requests, in per cent; with none it is unloaded.
 
         Raises Conflict, LoadFailed.
         """
-        await self._check_present(name, number)
-        self._check_not_live(name, number)
-        await self.pin(name)  # else it went live by itself with the end of its trial
-        await self._edit(name, lambda routing: routing.with_part(number, load=None, canary=canary, shadow=shadow))
+        async with self._changing:
+            await self._check_present(name, number)
+            self._check_not_live(name, number)
+            await self._pin(name)  # else it went live by itself with the end of its trial
+            await self._edit(name, lambda routing: routing.with_part(number, load=None, canary=canary, shadow=shadow))
+            await self._reconciler.look_at(name)
         if canary or shadow:
             await self.load(name, number)
-        else:
-            await self._reconciler.look_at(name)
+
+    # With the lock held.
+
+    async def _pin(self, name: str) -> None:
+        live = self._registry.model(name).live
+        if live is not None:
+            await self._edit(name, lambda routing: routing if routing.live else routing.with_live(live.version, None))
 
     async def _edit(self, name: str, change: Callable[[Routing], Routing]) -> None:
-        async with self._editing:
-            routing = await asyncio.to_thread(self._repository.routing, name)
-            try:
-                changed = change(routing)
-            except ValidationError as error:
-                raise Conflict(first_problem(error), cure="take a share from another version first") from error
-            if changed != routing:
-                await asyncio.to_thread(self.publisher.write_routing, name, changed)
+        routing = await asyncio.to_thread(self._repository.routing, name)
+        try:
+            changed = change(routing)
+        except ValidationError as error:
+            raise Conflict(first_problem(error), cure="take a share from another version first") from error
+        if changed != routing:
+            await asyncio.to_thread(self.publisher.write_routing, name, changed)
 
     async def _check_present(self, name: str, number: int) -> None:
         self._registry.model(name)
@@ -184,3 +199,9 @@ class Operations:
         labels = self._registry.model(name).routing.labels
         if label := next((label for label, labelled in labels.items() if labelled == number), None):
             raise Conflict(f"{name} version {number} has the label {label!r}", cure="move the label first")
+
+
+def _check_loaded(record: Record) -> None:
+    """Raises LoadFailed where the version does not answer: its load failed, or somebody has unloaded it since."""
+    if record.servable is None:
+        raise LoadFailed(f"{record.name} version {record.version}: {record.reason}")
