@@ -25,7 +25,7 @@ from service import logs
 from service.conversion import CHILD_ENVIRONMENT, Converter
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
-from service.preprocess import DecodePool
+from service.preprocess import DecodePool, Shortcuts
 from service.registry import Registry
 from service.repository import Repository, Version, read_published
 from service.schemas import PredictAnswer
@@ -259,7 +259,7 @@ def predict(
 async def _predict_here(settings: Settings, model: str, content: bytes, top_k: int) -> dict[str, Any]:
     logs.configure(settings.model_copy(update={"log_level": "warning"}))
     _known(Repository(settings.repository), [model])
-    decoders = DecodePool(1, settings.max_decode_images, settings.max_image_pixels)
+    decoders = DecodePool(1, settings.max_decode_images, settings.max_image_pixels, Shortcuts.of(settings))
     registry = Registry(settings.model_copy(update={"models": (model,)}), decoders, Lifecycle())
     decoders.start()
     try:

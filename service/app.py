@@ -15,7 +15,7 @@ from service.lifecycle import Lifecycle
 from service.machine import usable_cores
 from service.memory import tune_malloc
 from service.middleware import RequestFacts, RequestMiddleware, error_response
-from service.preprocess import DecodePool
+from service.preprocess import DecodePool, Shortcuts
 from service.registry import Registry
 from service.routes import router
 from service.settings import Settings
@@ -38,7 +38,10 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         tune_malloc()
         decoders = DecodePool(
-            settings.decode_threads or usable_cores(), settings.max_decode_images, settings.max_image_pixels
+            settings.decode_threads or usable_cores(),
+            settings.max_decode_images,
+            settings.max_image_pixels,
+            Shortcuts.of(settings),
         )
         decoders.start()
         registry = Registry(settings, decoders, lifecycle)

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "MENAGERIE_"
@@ -69,6 +69,15 @@ class Settings(BaseSettings):
     max_image_pixels: PositiveInt = Field(50_000_000, description="Pixels of one image by its header, at most")
     decode_threads: NonNegativeInt = Field(0, description="Threads that decode images; 0 is one a core")
     max_decode_images: PositiveInt = Field(512, description="Images waiting to be decoded, at most; then 429")
+    simd: bool = Field(
+        default=True, description="Decode JPEGs and resize with SIMD, within 1 of 255 of Pillow's pixels; off is Pillow"
+    )
+    jpeg_margin: NonNegativeFloat = Field(
+        4.0,
+        allow_inf_nan=False,
+        description="Decode a JPEG at 1/2, 1/4 or 1/8 where at least so many times the pixels that the model needs are "
+        "left of each side; 0 decodes in full",
+    )
 
     # Stopping.
     drain_delay_seconds: Delay = Field(
@@ -99,6 +108,8 @@ class Settings(BaseSettings):
     def _check(self) -> Self:
         if self.drain_delay_seconds >= self.grace_seconds:
             raise ValueError("drain_delay_seconds must be less than grace_seconds: what waits is answered in between")
+        if 0 < self.jpeg_margin < 1:
+            raise ValueError("jpeg_margin is 0, or 1 and more: no picture can be reduced below what the model needs")
         for bound in ("max_queue_images", "max_decode_images"):
             if getattr(self, bound) < self.max_images_per_request:
                 raise ValueError(f"{bound} is less than max_images_per_request: a full request could not be served")
