@@ -1,4 +1,4 @@
-"""The command line: serve, convert, pull, train, models, predict, check."""
+"""The command line: serve, convert, pull, train, models, predict, bench, check."""
 
 import asyncio
 import json
@@ -22,6 +22,10 @@ from rich.table import Table
 from models import catalog as architectures
 from models.artifact import CONFIG_FILE, MANIFEST_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ArtifactError
 from service import logs
+from service.bench.report import Report, draw
+from service.bench.run import PHOTOGRAPH, TINY
+from service.bench.run import Plan as BenchPlan
+from service.bench.run import run as run_bench
 from service.conversion import CHILD_ENVIRONMENT, Converter
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
@@ -270,6 +274,62 @@ async def _predict_here(settings: Settings, model: str, content: bytes, top_k: i
     finally:
         await registry.close()
         decoders.close()
+
+
+@app.command()
+def bench(
+    model: Annotated[str | None, typer.Argument(help="Name of the model [the first of the repository]")] = None,
+    repository: RepositoryOption = None,
+    cache: CacheOption = None,
+    url: UrlOption = None,
+    clients: Annotated[str, typer.Option(help="Numbers of clients, separated by commas")] = "1,8,32",
+    seconds: Annotated[float, typer.Option(min=1, help="How long to measure each number of clients")] = 10.0,
+    image: Annotated[Path, typer.Option(help="What the clients send")] = PHOTOGRAPH,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory for report.json, report.md and report.png; made where it lacks")
+    ] = None,
+    *,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A model that costs nothing: the server itself")] = False,
+) -> None:
+    """Measure a model under load, and what each part of the server reaches alone."""
+    settings = _settings(repository=TINY if tiny else repository, cache=cache)
+    with _said():
+        name = "tiny" if tiny else model or Repository(settings.repository).names()[0]
+        counts = _numbers(clients)
+        wanted = BenchPlan(model=name, url=url, image=image, clients=counts, seconds=seconds)
+        try:
+            report = run_bench(settings, wanted, say=lambda words: err.print(f"[dim]{escape(words)}[/dim]"))
+        except KeyboardInterrupt:
+            raise RepositoryError("interrupted: nothing was written", cure="--seconds makes it shorter") from None
+    out.print()
+    for title, (head, *rows) in report.tables():
+        table = Table(*map(escape, head), title=escape(title), title_justify="left", box=None, pad_edge=False)
+        for each in table.columns:
+            each.justify = "right"
+        for row in rows:
+            table.add_row(*map(escape, row))
+        out.print(table, "")
+    if output is not None:
+        _save(report, output)
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",") if part.strip().isdigit()]
+    if not numbers or min(numbers) < 1 or len(numbers) != len(text.split(",")):
+        raise RepositoryError(f"--clients {text!r} is no list of numbers", cure="such as --clients 1,8,32")
+    return numbers
+
+
+def _save(report: Report, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+    (directory / "report.md").write_text(report.to_markdown())
+    out.print(f"written {directory}/report.json, report.md")
+    try:
+        draw(report, directory / "report.png")
+        out.print(f"written {directory}/report.png")
+    except ImportError:
+        out.print("no chart: it takes matplotlib, pip install 'menagerie[bench]'", markup=False)
 
 
 @app.command()
