@@ -270,7 +270,8 @@ async def _predict_here(settings: Settings, model: str, content: bytes, top_k: i
         await registry.refresh()
         with registry.lease(model) as servable:
             outcome = await servable.predict([content], top_k, time.monotonic() + settings.request_timeout_seconds)
-            return PredictAnswer.of(servable, outcome).model_dump()
+            answer: dict[str, Any] = json.loads(PredictAnswer.encoded(servable, outcome))
+            return answer
     finally:
         await registry.close()
         decoders.close()

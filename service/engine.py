@@ -137,6 +137,7 @@ class Engine:
         self.plan = plan
         self._content: bytes | None = content
         self._session: onnxruntime.InferenceSession | None = None
+        self._input = ""
 
     @property
     def provider(self) -> str:
@@ -151,6 +152,7 @@ class Engine:
         """
         try:
             self._session = self._create()
+            self._input = self._session.get_inputs()[0].name
             if self.plan.require_gpu and self.provider == CPU:
                 raise EngineError(  # noqa: TRY301 - it too closes the session
                     f"{self.plan.provider} did not start and the model fell back to the CPU, though require_gpu is set",
@@ -208,7 +210,7 @@ class Engine:
             batch = np.concatenate([batch, np.repeat(batch[-1:], bucket - count, axis=0)]) if bucket > count else batch
         session = self._opened()
         try:
-            rows: Array = session.run(["probabilities"], {session.get_inputs()[0].name: batch})[0]
+            rows: Array = session.run(["probabilities"], {self._input: batch})[0]
         except Exception as error:
             if _FATAL.search(str(error)):
                 raise DeviceLost("the GPU failed in a way that only a new process repairs") from error

@@ -3,8 +3,8 @@
 import asyncio
 import math
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Self
 
 import numpy as np
@@ -131,39 +131,95 @@ def _fitted(opened: Opened, spec: ImageInput) -> Picture:
     return _upright(strip, orientation).resize((spec.width, spec.height), resampling, box)
 
 
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One image on its way through the pool; its future is settled once, on the event loop."""
+
+    data: bytes | memoryview
+    spec: ImageInput
+    result: asyncio.Future[np.ndarray]
+    claim: threading.Lock = field(default_factory=threading.Lock)
+    """Taken once: by the thread that decodes it, or by its caller on leaving before that."""
+
+    def settle(self, outcome: np.ndarray | Exception) -> None:
+        """Answers the caller, unless the caller has gone."""
+        if self.result.done():
+            return
+        if isinstance(outcome, Exception):
+            self.result.set_exception(outcome)
+        else:
+            self.result.set_result(outcome)
+
+
 class DecodePool:
-    """Threads that decode, and a bound on what waits for them."""
+    """Threads that decode, and a bound on what waits for them. Every method is called on one event loop.
+
+    Between the loop and the threads stands a queue, and for each image one call back: concurrent.futures takes twice
+    the time to get an image there and back.
+    """
 
     def __init__(self, threads: int, max_images: int, max_pixels: int, shortcuts: Shortcuts = EXACT) -> None:
         self.threads = threads
         self.max_images = max_images
         self.max_pixels = max_pixels
         self.shortcuts = shortcuts
-        self._room = threading.BoundedSemaphore(max_images)
-        self._executor: ThreadPoolExecutor | None = None
+        self._held = 0
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Starts to take images."""
-        self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        self._loop = asyncio.get_running_loop()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"decode-{number}", daemon=True) for number in range(self.threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Takes no more images, and waits for those taken: each of their callers is answered."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown()
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._jobs.put(None)
+        for thread in threads:
+            thread.join()
 
     async def decode(self, data: bytes | memoryview, spec: ImageInput) -> np.ndarray:
-        """`decode` in one of the threads, for callers on one event loop. A cancelled caller's image is skipped.
+        """`decode` in one of the threads. A cancelled caller's image is skipped.
 
         Raises what `decode` raises, QueueFull at once when `max_images` are waiting or running, or ShuttingDown.
         """
-        if self._executor is None:
+        if not self._threads:
             raise ShuttingDown("images are no longer decoded")
-        if not self._room.acquire(blocking=False):
+        if self._held == self.max_images:
             raise QueueFull(f"{self.max_images} images are waiting to be decoded")
-        future = self._executor.submit(decode, data, spec, max_pixels=self.max_pixels, shortcuts=self.shortcuts)
-        future.add_done_callback(self._leave)  # not when the caller leaves: a cancelled caller's thread may still run
-        return await asyncio.wrap_future(future)
+        self._held += 1
+        job = _Job(data, spec, self._loop.create_future())
+        self._jobs.put(job)
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            if job.claim.acquire(blocking=False):  # no thread has begun with it
+                self._held -= 1
+            raise
 
-    def _leave(self, _: Future[np.ndarray]) -> None:
-        self._room.release()
+    def _leave(self, job: _Job, outcome: np.ndarray | Exception) -> None:
+        self._held -= 1
+        job.settle(outcome)
+
+    # From here on: the threads.
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if not job.claim.acquire(blocking=False):
+                continue
+            try:
+                self._loop.call_soon_threadsafe(self._leave, job, self._outcome(job))
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+
+    def _outcome(self, job: _Job) -> np.ndarray | Exception:
+        try:
+            return decode(job.data, job.spec, max_pixels=self.max_pixels, shortcuts=self.shortcuts)
+        except Exception as error:  # noqa: BLE001 - the caller's to judge
+            return error

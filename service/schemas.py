@@ -1,15 +1,16 @@
 """Response bodies, as OpenAPI shows them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from models.artifact import Manifest, Parity
 from models.inputs import Input
 from service.errors import ServiceError
 from service.model import Model, Record, State
+from service.postprocess import Prediction
 from service.servable import Outcome, Servable
 
 
@@ -61,21 +62,26 @@ class PredictAnswer(Body):
     predictions: Sequence[ClassProbability] | None = None
     results: Sequence[Result] | None = None
 
-    @classmethod
-    def of(cls, servable: Servable, outcome: Outcome) -> "PredictAnswer":
-        """Raises the error of a single item, which is the error of its request."""
+    @staticmethod
+    def encoded(servable: Servable, outcome: Outcome) -> bytes:
+        """The answer as JSON. Raises the error of a single item, which is the error of its request.
+
+        Of plain dictionaries, which takes a tenth of the time of building these models first.
+        """
+        answer: dict[str, Any] = {"model": servable.name, "version": servable.version}
         results = [_result(result) for result in outcome.results]
         if len(results) > 1:
-            return cls(model=servable.name, version=servable.version, results=results)
+            return to_json(answer | {"results": results})
         if isinstance(outcome.results[0], ServiceError):
             raise outcome.results[0]
-        return cls(model=servable.name, version=servable.version, predictions=results[0].predictions)
+        return to_json(answer | results[0])
 
 
-def _result(result: Any) -> Result:
+def _result(result: Sequence[Prediction] | ServiceError) -> dict[str, Any]:
+    """A Result; a Prediction has the fields of a ClassProbability."""
     if isinstance(result, ServiceError):
-        return Result(error=ErrorBody.of(result))
-    return Result(predictions=[ClassProbability(**asdict(prediction)) for prediction in result])
+        return {"error": ErrorBody.of(result).model_dump()}
+    return {"predictions": result}
 
 
 class VersionBody(Body):

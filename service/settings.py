@@ -87,6 +87,9 @@ class Settings(BaseSettings):
 
     # Telling.
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto is text on a terminal, else JSON")
+    log_requests: Literal["all", "failed", "none"] = Field(
+        "all", description="Which requests get a line in the log; failed are those answered with an error"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level to log")
 
     @field_validator("repository", "cache")
