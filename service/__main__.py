@@ -296,6 +296,8 @@ def bench(
     settings = _settings(repository=TINY if tiny else repository, cache=cache)
     with _said():
         name = "tiny" if tiny else model or Repository(settings.repository).names()[0]
+        if url is None:
+            _known(Repository(settings.repository), [name])
         counts = _numbers(clients)
         wanted = BenchPlan(model=name, url=url, image=image, clients=counts, seconds=seconds)
         try:

@@ -61,6 +61,7 @@ class Servable:
         self._engine = engine
         self._decoders = decoders
         self.metrics = metrics
+        self._inflight = 0
         self._leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -68,7 +69,7 @@ class Servable:
     def start(self) -> None:
         """Takes work from now on."""
         self.batcher.start()
-        self.metrics.watch_queue(self.batcher.depth)
+        self.metrics.watch(self.batcher.depth, lambda: self._inflight)
         self.metrics.describe(self.provider, self.manifest.precision)
 
     @contextmanager
@@ -97,7 +98,7 @@ class Servable:
         DeadlinePassed, which befall the request as a whole.
         """
         started = time.monotonic()
-        self.metrics.inflight_images.inc(len(items))
+        self._inflight += len(items)
         try:
             async with asyncio.timeout(deadline - started):
                 values = await self._prepare(items)
@@ -107,7 +108,7 @@ class Servable:
         except TimeoutError:
             raise DeadlinePassed("the answer was not ready before the deadline") from None
         finally:
-            self.metrics.inflight_images.dec(len(items))
+            self._inflight -= len(items)
         for answer in answers:
             if isinstance(answer, ServiceError) and answer.retry_after_seconds is not None:
                 raise answer  # it befell the engine, not the item: the whole request may come again

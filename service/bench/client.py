@@ -17,6 +17,7 @@ async def _client(host: str, port: int, request: bytes, until: float, answers: l
     """Sends until then, and notes of each answer how long it took and whether it was refused; returns what broke."""
     broken = 0
     while time.monotonic() < until:
+        writer: asyncio.StreamWriter | None = None
         try:
             reader, writer = await asyncio.open_connection(host, port, limit=2**20)
             while (started := time.monotonic()) < until:
@@ -25,10 +26,12 @@ async def _client(host: str, port: int, request: bytes, until: float, answers: l
                 length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
                 await reader.readexactly(int(length.partition(b":")[2]))
                 answers.append((time.monotonic() - started, not head.startswith(b"HTTP/1.1 2")))
-            writer.close()
         except (OSError, asyncio.IncompleteReadError):
             broken += 1
             await asyncio.sleep(0.1)  # a server that is down is not asked a million times
+        finally:
+            if writer is not None:
+                writer.close()
     return broken
 
 

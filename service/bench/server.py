@@ -57,15 +57,22 @@ class Served:
         """What the process has used of all cores until now."""
         if self.pid is None:
             return None
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        fields = self._process("stat").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_mib(self) -> float | None:
         """What the process holds of memory now."""
         if self.pid is None:
             return None
-        lines = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024 / MIB
+        lines = self._process("status").splitlines()
+        return next((int(line.split()[1]) * 1024 / MIB for line in lines if line.startswith("VmRSS")), None)
+
+    def _process(self, file: str) -> str:
+        """Raises BenchError where the process is no more."""
+        try:
+            return Path(f"/proc/{self.pid}/{file}").read_text(encoding="ascii", errors="replace")
+        except OSError as error:
+            raise BenchError("the server ended while it was measured", cure="its log says why") from error
 
     def metrics(self, model: str) -> Mapping[str, float]:
         """The sums and counts of the model's histograms, over its versions."""
@@ -118,9 +125,8 @@ def wait_until_ready(served: Served, model: str, seconds: float) -> None:
         answer = served.get(f"/models/{model}/ready")
         if answer.is_success:
             return
-        health = served.get("/health/ready").json()
-        # Until the repository has been looked through, no model has a name.
-        reason = health["reasons"].get(model, "") or health["reasons"].get("repository", "")
+        reasons = served.get("/health/ready").json()["reasons"]
+        reason = reasons.get(model) or reasons.get("repository", "")  # which has yet to be looked through
         if "UNAVAILABLE" in reason or time.monotonic() > deadline:
             raise BenchError(f"{model} is not ready: {reason}", cure="menagerie check names what is wrong")
         time.sleep(0.2)
