@@ -22,10 +22,10 @@ from rich.table import Table
 from models import catalog as architectures
 from models.artifact import CONFIG_FILE, MANIFEST_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ArtifactError
 from service import logs
+from service.bench.benchmark import PHOTOGRAPH, TINY
+from service.bench.benchmark import Plan as BenchPlan
+from service.bench.benchmark import run as run_bench
 from service.bench.report import Report, draw
-from service.bench.run import PHOTOGRAPH, TINY
-from service.bench.run import Plan as BenchPlan
-from service.bench.run import run as run_bench
 from service.conversion import CHILD_ENVIRONMENT, Converter
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
@@ -295,7 +295,7 @@ def bench(
     """Measure a model under load, and what each part of the server reaches alone."""
     settings = _settings(repository=TINY if tiny else repository, cache=cache)
     with _said():
-        name = "tiny" if tiny else model or Repository(settings.repository).names()[0]
+        name = "tiny" if tiny else model or _first_model(settings, url)
         if url is None:
             _known(Repository(settings.repository), [name])
         counts = _numbers(clients)
@@ -314,6 +314,18 @@ def bench(
         out.print(table, "")
     if output is not None:
         _save(report, output)
+
+
+def _first_model(settings: Settings, url: str | None) -> str:
+    """Of the server, or else of the repository. Raises RepositoryError where there is none."""
+    names = (
+        [each["name"] for each in _get(f"{url.rstrip('/')}/models")["models"]]
+        if url
+        else Repository(settings.repository).names()
+    )
+    if not names:
+        raise RepositoryError("there is no model to measure", cure="name another --repository or --url, or use --tiny")
+    return names[0]
 
 
 def _numbers(text: str) -> list[int]:

@@ -85,6 +85,8 @@ def _by_wrk(request: Request, clients: int, seconds: float) -> dict[str, Any]:
 
 
 def _by_python(request: Request, clients: int, seconds: float) -> dict[str, Any]:
+    if not request.url.startswith("http://"):
+        raise BenchError("clients in Python speak HTTP without TLS alone", cure="install wrk")
     processes = min(clients, max(1, usable_cores() // 2))
     shares = [clients // processes + (each < clients % processes) for each in range(processes)]
     command = [sys.executable, "-P", "-m", "service.bench.client", request.url, str(request.body), request.content_type]

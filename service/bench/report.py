@@ -158,12 +158,10 @@ def draw(report: Report, path: Path) -> None:
     limits = [limit for result in report.results if (limit := report.limit(result)) is not None]
     if limits:
         rates.plot(names, limits, "k_", markersize=30, label="limit of the machine")
-        rates.legend()
     rates.set(title="Requests a second", xlabel="clients")
     for quantile in ("p50", "p95", "p99"):
         latencies.plot(names, [getattr(each.load, quantile) * 1000 for each in report.results], "o-", label=quantile)
     latencies.set(title="Milliseconds", xlabel="clients", ylim=(0, None))
-    latencies.legend()
     bottom = [0.0] * len(names)
     for part, value in report.least_cpu().items():
         cpu.bar(names, [value] * len(names), bottom=bottom, label=part)
@@ -172,7 +170,8 @@ def draw(report: Report, path: Path) -> None:
     rest = [max(0.0, total - low) for total, low in zip(totals, bottom, strict=True)]
     cpu.bar(names, rest, bottom=bottom, color="lightgray", label="all else")
     cpu.set(title="Server CPU, ms a request", xlabel="clients")
-    cpu.legend()
+    for axes in (rates, latencies, cpu):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     figure.suptitle(report.model)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=120)

@@ -106,6 +106,12 @@ def test_what_gives_no_figures_is_told(wrk, then, message):
         load.apply(wrk(then), clients=8, seconds=2)
 
 
+def test_clients_of_python_speak_no_tls(request_body, monkeypatch):
+    monkeypatch.setattr(load.shutil, "which", lambda _: None)
+    with pytest.raises(BenchError, match="without TLS"):
+        load.apply(load.Request("https://127.0.0.1:9/predict/tiny", request_body, "image/jpeg"), clients=1, seconds=1)
+
+
 def test_a_server_that_does_not_start_is_told_with_its_last_words():
     with (
         pytest.raises(BenchError, match="ended with code 1 before it listened") as caught,

@@ -154,7 +154,15 @@ def _with_limits(
             limits.preprocessing(enlarged, spec, shortcuts, 1, LIMIT_SECONDS),
         ]
     say("the engine alone")
-    engine = Engine(content, plan(settings, gpus=gpu_names(), cores=usable_cores(), fingerprint=manifest.fingerprint))
+    planned = plan(
+        settings,
+        gpus=gpu_names(),
+        cores=usable_cores(),
+        precision=manifest.precision,
+        fingerprint=manifest.fingerprint,
+        item_shape=spec.shape,
+    )
+    engine = Engine(content, planned)
     engine.open(manifest.spec.num_classes)
     try:
         found += limits.engine(engine, item, LIMIT_SECONDS / 2)

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from service.bench import limits, load, run
-from service.bench.run import TINY
+from service.bench import benchmark, limits, load
+from service.bench.benchmark import TINY
 from service.engine import Engine, plan
 from service.preprocess import Shortcuts, decode
 from service.repository import read_published
@@ -15,14 +15,14 @@ from tests.models.tiny import make_tiny
 from tests.service.test_main import run as menagerie
 from tests.service.test_preprocess import reference
 
-PHOTOGRAPH = run.PHOTOGRAPH.read_bytes()
+PHOTOGRAPH = benchmark.PHOTOGRAPH.read_bytes()
 
 
 @pytest.fixture
 def hurried(monkeypatch):
     """Measures for as long as it takes to see that it measures."""
-    monkeypatch.setattr(run, "LIMIT_SECONDS", 0.02)
-    monkeypatch.setattr(run, "WARM_SECONDS", 0.2)
+    monkeypatch.setattr(benchmark, "LIMIT_SECONDS", 0.02)
+    monkeypatch.setattr(benchmark, "WARM_SECONDS", 0.2)
     monkeypatch.setattr(limits, "LARGE", (800, 600))
 
 
@@ -113,6 +113,7 @@ def test_a_server_that_runs_already(hurried, serve, repository, tmp_path, monkey
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.backends.backend_agg", None)
     server = serve(repository=repository).wait_ready()
     options = ("--url", server.url, "--clients", "2", "--seconds", 1, "--repository", repository)
+    assert "Under load" in menagerie("bench", *options).output  # of `colour`, the first
     result = menagerie("bench", "largest", *options, "--output", tmp_path / "out", COLUMNS="200")
     assert result.exit_code == 0, result.stderr
     assert "no chart: it takes matplotlib, pip install 'menagerie[bench]'" in result.output
@@ -142,6 +143,12 @@ def test_a_model_that_cannot_be_loaded_is_told(hurried, repository, tmp_path):
     result = menagerie("bench", "colour", "--repository", repository, "--cache", tmp_path / "cache")
     assert result.exit_code == 1
     assert "there is no model colour" in result.stderr
+
+
+def test_a_repository_without_models_is_told(tmp_path):
+    result = menagerie("bench", "--repository", tmp_path)
+    assert result.exit_code == 1
+    assert "there is no model to measure" in result.stderr
 
 
 @pytest.mark.parametrize("clients", ["", "0", "1,", "many", "1;2"])
