@@ -51,7 +51,11 @@ class Settings(BaseSettings):
     intra_op_threads: NonNegativeInt = Field(0, description="Threads of one inference on the CPU; 0 is every core")
 
     # Batching.
-    max_batch_size: PositiveInt = Field(32, le=1024, description="Images in one engine call, at most")
+    max_batch_size: PositiveInt = Field(
+        32,
+        le=1024,
+        description="Images in one engine call, at most; a CPU takes fewer, where more proved slower on loading",
+    )
     max_queue_delay_seconds: Delay = Field(
         0.0, description="How long the oldest image may wait for company; 0 never keeps an idle engine waiting"
     )
