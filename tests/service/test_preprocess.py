@@ -4,7 +4,6 @@ import asyncio
 import math
 import struct
 import threading
-import time
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
