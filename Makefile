@@ -15,7 +15,7 @@ test: .venv/test
 	$(BIN)/pytest $(ALL)
 
 test-fast: .venv/test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-training: .venv/test
 	$(BIN)/pytest -m training

@@ -1,4 +1,4 @@
-"""The command line: serve, convert, pull, train, models, predict, check."""
+"""The command line: serve, convert, pull, train, models, predict, bench, check."""
 
 import asyncio
 import json
@@ -22,12 +22,16 @@ from rich.table import Table
 from models import catalog as architectures
 from models.artifact import CONFIG_FILE, MANIFEST_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ArtifactError
 from service import logs
+from service.bench.benchmark import PHOTOGRAPH, TINY
+from service.bench.benchmark import Plan as BenchPlan
+from service.bench.benchmark import run as run_bench
+from service.bench.report import Report, draw
 from service.child import CHILD_ENVIRONMENT
 from service.conversion import Converter
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.lifecycle import Lifecycle
 from service.loader import Loader
-from service.preprocess import DecodePool
+from service.preprocess import DecodePool, Shortcuts
 from service.reconciler import Reconciler
 from service.registry import Registry
 from service.repository import Repository, Version, read_published
@@ -265,7 +269,7 @@ def predict(
 async def _predict_here(settings: Settings, model: str, content: bytes, top_k: int) -> dict[str, Any]:
     logs.configure(settings.model_copy(update={"log_level": "warning"}))
     _known(Repository(settings.repository), [model])
-    decoders = DecodePool(1, settings.max_decode_images, settings.max_image_pixels)
+    decoders = DecodePool(1, settings.max_decode_images, settings.max_image_pixels, Shortcuts.of(settings))
     settings = settings.model_copy(update={"models": (model,)})
     registry = Registry(Mirror(settings.request_timeout_seconds))
     reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
@@ -274,10 +278,81 @@ async def _predict_here(settings: Settings, model: str, content: bytes, top_k: i
         await reconciler.refresh()
         with registry.lease(model) as servable:
             outcome = await servable.predict([content], top_k, time.monotonic() + settings.request_timeout_seconds)
-            return PredictAnswer.of(servable, outcome).model_dump()
+            answer: dict[str, Any] = json.loads(PredictAnswer.encoded(servable, outcome))
+            return answer
     finally:
         await reconciler.close()
         decoders.close()
+
+
+@app.command()
+def bench(
+    model: Annotated[str | None, typer.Argument(help="Name of the model [the first of the repository]")] = None,
+    repository: RepositoryOption = None,
+    cache: CacheOption = None,
+    url: UrlOption = None,
+    clients: Annotated[str, typer.Option(help="Numbers of clients, separated by commas")] = "1,8,32",
+    seconds: Annotated[float, typer.Option(min=1, help="How long to measure each number of clients")] = 10.0,
+    image: Annotated[Path, typer.Option(help="What the clients send")] = PHOTOGRAPH,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory for report.json, report.md and report.png; made where it lacks")
+    ] = None,
+    *,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A model that costs nothing: the server itself")] = False,
+) -> None:
+    """Measure a model under load, and what each part of the server reaches alone."""
+    settings = _settings(repository=TINY if tiny else repository, cache=cache)
+    with _said():
+        name = "tiny" if tiny else model or _first_model(settings, url)
+        if url is None:
+            _known(Repository(settings.repository), [name])
+        counts = _numbers(clients)
+        wanted = BenchPlan(model=name, url=url, image=image, clients=counts, seconds=seconds)
+        try:
+            report = run_bench(settings, wanted, say=lambda words: err.print(f"[dim]{escape(words)}[/dim]"))
+        except KeyboardInterrupt:
+            raise RepositoryError("interrupted: nothing was written", cure="--seconds makes it shorter") from None
+    out.print()
+    for title, (head, *rows) in report.tables():
+        table = Table(*map(escape, head), title=escape(title), title_justify="left", box=None, pad_edge=False)
+        for each in table.columns:
+            each.justify = "right"
+        for row in rows:
+            table.add_row(*map(escape, row))
+        out.print(table, "")
+    if output is not None:
+        _save(report, output)
+
+
+def _first_model(settings: Settings, url: str | None) -> str:
+    """Of the server, or else of the repository. Raises RepositoryError where there is none."""
+    names = (
+        [each["name"] for each in _get(f"{url.rstrip('/')}/models")["models"]]
+        if url
+        else Repository(settings.repository).names()
+    )
+    if not names:
+        raise RepositoryError("there is no model to measure", cure="name another --repository or --url, or use --tiny")
+    return names[0]
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",") if part.strip().isdigit()]
+    if not numbers or min(numbers) < 1 or len(numbers) != len(text.split(",")):
+        raise RepositoryError(f"--clients {text!r} is no list of numbers", cure="such as --clients 1,8,32")
+    return numbers
+
+
+def _save(report: Report, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "report.json").write_text(json.dumps(report.to_json(), indent=1))
+    (directory / "report.md").write_text(report.to_markdown())
+    out.print(f"written {directory}/report.json, report.md")
+    try:
+        draw(report, directory / "report.png")
+        out.print(f"written {directory}/report.png")
+    except ImportError:
+        out.print("no chart: it takes matplotlib, pip install 'menagerie[bench]'", markup=False)
 
 
 @app.command()

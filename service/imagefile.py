@@ -1,14 +1,17 @@
 """Image files -> pictures: what a viewer would show of a JPEG, PNG, WebP, BMP or GIF, at a bounded cost."""
 
+import math
 import re
 import struct
 from collections.abc import Callable
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 - registers itself; Pillow would import all its plugins to find it
 from PIL import Image
 
+from service import raster
 from service.errors import (
     EmptyBody,
     ImageTooLarge,
@@ -17,6 +20,7 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
+from service.raster import Raster
 
 # The limit here is an argument. Pillow's is global, and warns before it refuses.
 Image.MAX_IMAGE_PIXELS = None
@@ -41,10 +45,26 @@ JPEG_FRAMES = bytes({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 JPEG_METADATA = bytes((*range(0xE1, 0xEE), 0xEF, 0xFE))  # JFIF's and Adobe's segments tell the colour space
 
 UPRIGHT = 1  # EXIF's orientations are 1 to 8
+REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo has SIMD for
 
 
-def open_image(body: bytes, max_pixels: int) -> tuple[Image.Image, int]:
-    """The decoded picture, of mode L or RGB, and its EXIF orientation, 1 to 8, not yet applied.
+class Opened(NamedTuple):
+    """A decoded picture, as it is stored."""
+
+    picture: Image.Image | Raster
+    """Of mode L or RGB."""
+    size: tuple[int, int]
+    """Width and height in the file."""
+    reduction: int
+    """The picture is 1/reduction of that, rounded up."""
+    orientation: int
+    """EXIF's, 1 to 8, not yet applied."""
+
+
+def open_image(body: bytes, max_pixels: int, *, simd: bool = False, least_side: float = math.inf) -> Opened:
+    """The decoded picture; of a JPEG whose sides are twice `least_side` or more, at 1/2, 1/4 or 1/8 of its size.
+
+    With `simd` it is a Raster, with the same pixels.
 
     Raises EmptyBody, UnsupportedImage, ImageTooLarge (more than `max_pixels` by the header: nothing is decoded),
     UnsupportedAspectRatio or UndecodableImage, and nothing else for any bytes.
@@ -59,11 +79,23 @@ def open_image(body: bytes, max_pixels: int) -> tuple[Image.Image, int]:
         body, exif = _READERS[kind](body)
         if kind == "WEBP":  # its canvas is allocated on opening
             _check_size(_webp_size(body), max_pixels)
+        if simd and kind == "JPEG" and (header := raster.read_jpeg_header(body)) is not None:
+            _check_size(header.size, max_pixels)
+            reduction = _reduction(header.size, least_side)
+            picture = raster.decode_jpeg(body, header, reduction)
+            if picture is not None:
+                return Opened(picture, header.size, reduction, _orientation(exif))
         image: Image.Image = Image.open(BytesIO(body), formats=(kind,))
-        _check_size(image.size, max_pixels)
+        size = image.size
+        _check_size(size, max_pixels)
         _check_run_lengths(image, body)
+        reduction = _reduction(size, least_side) if kind == "JPEG" else 1
+        if reduction > 1:
+            image.draft(None, (size[0] // reduction, size[1] // reduction))
         image.load()
-        return _opaque(image), _orientation(exif or image.info.get("exif", b""))
+        image = _opaque(image)
+        orientation = _orientation(exif or image.info.get("exif", b""))
+        return Opened(Raster.of(image) if simd else image, size, reduction, orientation)
     except ServiceError:
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything, AssertionError included
@@ -76,6 +108,10 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageTooLarge(f"the image is {width}x{height}, {width * height} pixels; the limit is {max_pixels}")
     if max(size) > MAX_ASPECT * min(size):
         raise UnsupportedAspectRatio(f"the image is {width}x{height}; the limit is {MAX_ASPECT}:1")
+
+
+def _reduction(size: tuple[int, int], least_side: float) -> int:
+    return next((each for each in REDUCTIONS if min(size) >= each * least_side), 1)
 
 
 def _check_run_lengths(image: Image.Image, body: bytes) -> None:

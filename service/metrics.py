@@ -1,6 +1,7 @@
 """Every metric. Label values come from the registry and from errors.py, never from a client."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -68,8 +69,14 @@ MODEL_MEMORY = Gauge("serving_model_memory_bytes", "By how much the process grew
 
 def count_request(model: str, version: str, outcome: str, seconds: float) -> None:
     """One answered request; `model` is NO_MODEL where none was found."""
-    REQUESTS.labels(model, version, outcome).inc()
-    REQUEST_SECONDS.labels(model, version).observe(seconds)
+    requests, request_seconds = _of_requests(model, version, outcome)
+    requests.inc()
+    request_seconds.observe(seconds)
+
+
+@cache  # as many as there are series
+def _of_requests(model: str, version: str, outcome: str) -> tuple[Counter, Histogram]:
+    return REQUESTS.labels(model, version, outcome), REQUEST_SECONDS.labels(model, version)
 
 
 class ServableMetrics:
@@ -81,7 +88,6 @@ class ServableMetrics:
         self._queue_seconds = QUEUE_SECONDS.labels(*labels)
         self._inference_seconds = INFERENCE_SECONDS.labels(*labels)
         self._batch_size = BATCH_SIZE.labels(*labels)
-        self.inflight_images = INFLIGHT_IMAGES.labels(*labels)
 
     def executed(self, images: int, queue_seconds: Sequence[float], inference_seconds: float) -> None:
         """One engine call: how many items, how long each had waited, how long the call took."""
@@ -90,9 +96,10 @@ class ServableMetrics:
         for seconds in queue_seconds:
             self._queue_seconds.observe(seconds)
 
-    def watch_queue(self, depth: Callable[[], float]) -> None:
-        """Reads the queue's depth whenever Prometheus asks."""
+    def watch(self, depth: Callable[[], float], inflight: Callable[[], float]) -> None:
+        """Reads the queue's depth and the images under way whenever Prometheus asks."""
         QUEUE_DEPTH.labels(*self._labels).set_function(depth)
+        INFLIGHT_IMAGES.labels(*self._labels).set_function(inflight)
 
     def describe(self, provider: str, precision: str, memory_bytes: int) -> None:
         """Says where the version runs, and what it takes there."""

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
 from service.errors import ServiceError, ShuttingDown
+from service.logs import REQUEST_ID
 from service.schemas import ErrorAnswer, ErrorBody
 
 log = structlog.get_logger()
@@ -67,26 +68,30 @@ class RequestMiddleware:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self.app(scope, receive, send_with_id)
-            except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, Exception):
-                    log.exception("internal error")
-                    told = ServiceError("the server made a mistake")
-                else:  # the grace period is over
-                    told = ShuttingDown("the server stopped before the answer was ready")
-                facts.outcome = told.code
-                if status:  # the answer has begun: it can only be cut off
-                    raise
-                await error_response(told)(scope, receive, send_with_id)
-            finally:
-                _tell(scope, facts, status, time.monotonic() - started)
+        token = REQUEST_ID.set(request_id)
+        try:
+            await self.app(scope, receive, send_with_id)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, Exception):
+                log.exception("internal error")
+                told = ServiceError("the server made a mistake")
+            else:  # the grace period is over
+                told = ShuttingDown("the server stopped before the answer was ready")
+            facts.outcome = told.code
+            if status:  # the answer has begun: it can only be cut off
+                raise
+            await error_response(told)(scope, receive, send_with_id)
+        finally:
+            _tell(scope, facts, status, time.monotonic() - started)
+            REQUEST_ID.reset(token)
 
 
 def _tell(scope: Scope, facts: RequestFacts, status: int, seconds: float) -> None:
     if facts.is_prediction:
         metrics.count_request(facts.model, facts.version, facts.outcome, seconds)
+    wanted = scope["state"]["settings"].log_requests
+    if wanted == "none" or (wanted == "failed" and facts.outcome == "ok"):
+        return
     path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded: no line can be forged
     tell = log.debug if path.startswith(_QUIET) else log.info
     known = {"model": facts.model, "version": facts.version} if facts.is_prediction else {}

@@ -18,5 +18,6 @@ class Prediction:
 
 def top_classes(probabilities: np.ndarray[Any, Any], labels: Sequence[str], top_k: int) -> list[Prediction]:
     """The `top_k` most probable classes of one item, [classes], best first; equals in class order."""
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [Prediction(labels[index], int(index), round(float(probabilities[index]), 6)) for index in order]
+    order = (-probabilities).argsort(kind="stable")[:top_k]
+    best = zip(order.tolist(), probabilities[order].tolist(), strict=True)
+    return [Prediction(labels[index], index, round(probability, 6)) for index, probability in best]

@@ -1,18 +1,26 @@
 """Image bytes -> uint8 pixels, as the artifact asks."""
 
 import asyncio
+import math
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from models.inputs import ImageInput
+from service import raster
 from service.errors import QueueFull, ShuttingDown
-from service.imagefile import UPRIGHT, open_image
+from service.imagefile import UPRIGHT, Opened, open_image
+from service.raster import Raster
+from service.settings import Settings
 
-# EXIF's orientations: what turns the stored picture upright, whether that swaps width and height, and whether the
-# upright picture's left is the stored picture's right (or bottom).
+Picture = Image.Image | Raster
+
+# EXIF's orientations: what turns the stored picture upright, whether that swaps width and height, whether the upright
+# picture's left is the stored picture's right (or bottom), and whether its top is the stored bottom (or right).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,98 +32,194 @@ TURNS = {
 }
 SIDEWAYS = {5, 6, 7, 8}
 MIRRORED = {2, 3, 6, 7}
+UPSIDE_DOWN = {3, 4, 7, 8}
 
 
-def decode(data: bytes | memoryview, spec: ImageInput, *, max_pixels: int) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class Shortcuts:
+    """What is done faster than the library that trained the network does it."""
+
+    simd: bool = True
+    """Decode and resize by `service/raster.py`, where its libraries are installed."""
+    margin: float = 4.0
+    """Decode a JPEG at 1/2, 1/4 or 1/8 where so many times the artifact's pixels are left of each side; 0: never."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What the settings allow."""
+        return cls(simd=settings.simd, margin=settings.jpeg_margin)
+
+    def least_side(self, spec: ImageInput) -> float:
+        """What must be left of a picture's shorter side, in pixels."""
+        if self.margin == 0 or spec.interpolation == "nearest":  # nearest is some pixel itself, and no mean
+            return math.inf
+        return self.margin * (spec.shorter_side if spec.resize == "crop" else max(spec.height, spec.width))
+
+
+EXACT = Shortcuts(simd=False, margin=0)
+"""Pillow alone, every pixel decoded."""
+
+
+def decode(data: bytes | memoryview, spec: ImageInput, *, max_pixels: int, shortcuts: Shortcuts = EXACT) -> np.ndarray:
     """Gives read-only, C-contiguous uint8 pixels [spec.height, spec.width, spec.channels], RGB or luma.
 
     The picture is decoded as a viewer shows it: the first frame, turned as EXIF says, on white where it is transparent.
     It is fitted as Pillow's resize ("stretch") or torchvision's Resize and CenterCrop ("crop") do it; a crop is at most
-    1 of 255 off, or 2 in one value of ten million. Any number of threads may call this.
+    1 of 255 off, or 2 in one value of ten million; with `shortcuts.simd`, so is everything that is resized. Any number
+    of threads may call this.
 
     Raises what `open_image` raises.
     """
-    image, orientation = open_image(bytes(data), max_pixels)
+    simd = shortcuts.simd and raster.IS_AVAILABLE and spec.interpolation != "nearest"
+    opened = open_image(bytes(data), max_pixels, simd=simd, least_side=shortcuts.least_side(spec))
     mode = "L" if spec.channels == 1 else "RGB"
-    if mode == "L":
-        image = image.convert(mode)
-    image = _fitted(image, orientation, spec)
-    if image.mode != mode:
-        image = image.convert(mode)  # gray, which is resized as one channel
-    return np.asarray(image).reshape(spec.shape)
+    if mode == "L" and opened.picture.mode != mode:
+        opened = opened._replace(picture=opened.picture.convert(mode))
+    picture = _fitted(opened, spec)
+    if picture.mode != mode:
+        picture = picture.convert(mode)  # gray, which is resized as one channel
+    pixels = picture.pixels if isinstance(picture, Raster) else np.asarray(picture)
+    return np.ascontiguousarray(pixels).reshape(spec.shape)
 
 
 # A picture -> the artifact's size.
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+def _upright(picture: Picture, orientation: int) -> Picture:
+    return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
 
 
-def _fitted(image: Image.Image, orientation: int, spec: ImageInput) -> Image.Image:
+def _fitted(opened: Opened, spec: ImageInput) -> Picture:
     """Upright, and of the artifact's size. Of a picture that is cropped, only the pixels that stay are computed."""
+    picture, stored, reduction, orientation = opened
     resampling = Image.Resampling[spec.interpolation.upper()]
+    width, height = stored[::-1] if orientation in SIDEWAYS else stored
+    # A reduced picture is rounded up: its last row may stand for less than a row, and once turned be the first.
+    reduced = width / reduction, height / reduction
+    turned = picture.size[::-1] if orientation in SIDEWAYS else picture.size
+    x_lead = turned[0] - reduced[0] if orientation in MIRRORED else 0.0
+    y_lead = turned[1] - reduced[1] if orientation in UPSIDE_DOWN else 0.0
     if spec.resize == "stretch":
-        return _upright(image, orientation).resize((spec.width, spec.height), resampling)
+        whole = (x_lead, y_lead, x_lead + reduced[0], y_lead + reduced[1])
+        return _upright(picture, orientation).resize((spec.width, spec.height), resampling, whole)
     # torchvision's arithmetic: Resize(shorter_side), then CenterCrop.
-    width, height = image.size[::-1] if orientation in SIDEWAYS else image.size
     short, long = spec.shorter_side, int(spec.shorter_side * max(width, height) / min(width, height))
     new_width, new_height = (short, long) if width <= height else (long, short)
     left, top = round((new_width - spec.width) / 2), round((new_height - spec.height) / 2)
     right, bottom = left + spec.width, top + spec.height
     if (new_width, new_height) == (width, height):
-        return _upright(image, orientation).crop((left, top, right, bottom))
+        return _upright(picture, orientation).crop((left, top, right, bottom))
     if resampling == Image.Resampling.NEAREST:  # cheap in full; from a part, rounding would choose other pixels
-        return _upright(image, orientation).resize((new_width, new_height), resampling).crop((left, top, right, bottom))
+        return (
+            _upright(picture, orientation).resize((new_width, new_height), resampling).crop((left, top, right, bottom))
+        )
 
-    x0, x1 = left * width / new_width, right * width / new_width
-    y0, y1 = top * height / new_height, bottom * height / new_height
+    x0, x1 = left * reduced[0] / new_width, right * reduced[0] / new_width
+    y0, y1 = top * reduced[1] / new_height, bottom * reduced[1] / new_height
     if resampling == Image.Resampling.BILINEAR and orientation == UPRIGHT:
-        return image.resize((spec.width, spec.height), resampling, (x0, y0, x1, y1))
+        return picture.resize((spec.width, spec.height), resampling, (x0, y0, x1, y1))
     # Filters that overshoot are clipped between the two passes, so their order shows: up to 58 of 255 at hard edges.
     # Horizontal first is what Pillow did up to 12, and what 13 does with most whole pictures, but not with parts of
     # them. The picture is turned in between, where it is small.
     if orientation in MIRRORED:
-        x0, x1 = width - x1, width - x0
+        x0, x1 = reduced[0] - x1, reduced[0] - x0
     if orientation in SIDEWAYS:
-        strip = image.resize((image.width, spec.width), resampling, (0, x0, image.width, x1))
+        strip = picture.resize((picture.width, spec.width), resampling, (0, x0, picture.width, x1))
     else:
-        strip = image.resize((spec.width, image.height), resampling, (x0, 0, x1, image.height))
-    return _upright(strip, orientation).resize((spec.width, spec.height), resampling, (0, y0, spec.width, y1))
+        strip = picture.resize((spec.width, picture.height), resampling, (x0, 0, x1, picture.height))
+    box = (0, y0 + y_lead, spec.width, y1 + y_lead)
+    return _upright(strip, orientation).resize((spec.width, spec.height), resampling, box)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One image on its way through the pool; its future is settled once, on the event loop."""
+
+    data: bytes | memoryview
+    spec: ImageInput
+    result: asyncio.Future[np.ndarray]
+    claim: threading.Lock = field(default_factory=threading.Lock)
+    """Taken once: by the thread that decodes it, or by its caller on leaving before that."""
+
+    def settle(self, outcome: np.ndarray | Exception) -> None:
+        """Answers the caller, unless the caller has gone."""
+        if self.result.done():
+            return
+        if isinstance(outcome, Exception):
+            self.result.set_exception(outcome)
+        else:
+            self.result.set_result(outcome)
 
 
 class DecodePool:
-    """Threads that decode, and a bound on what waits for them."""
+    """Threads that decode, and a bound on what waits for them. Every method is called on one event loop.
 
-    def __init__(self, threads: int, max_images: int, max_pixels: int) -> None:
+    Between the loop and the threads stands a queue, and for each image one call back: concurrent.futures takes twice
+    the time to get an image there and back.
+    """
+
+    def __init__(self, threads: int, max_images: int, max_pixels: int, shortcuts: Shortcuts = EXACT) -> None:
         self.threads = threads
         self.max_images = max_images
         self.max_pixels = max_pixels
-        self._room = threading.BoundedSemaphore(max_images)
-        self._executor: ThreadPoolExecutor | None = None
+        self.shortcuts = shortcuts
+        self._held = 0
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Starts to take images."""
-        self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        self._loop = asyncio.get_running_loop()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"decode-{number}", daemon=True) for number in range(self.threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Takes no more images, and waits for those taken: each of their callers is answered."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown()
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._jobs.put(None)
+        for thread in threads:
+            thread.join()
 
     async def decode(self, data: bytes | memoryview, spec: ImageInput) -> np.ndarray:
-        """`decode` in one of the threads, for callers on one event loop. A cancelled caller's image is skipped.
+        """`decode` in one of the threads. A cancelled caller's image is skipped.
 
         Raises what `decode` raises, QueueFull at once when `max_images` are waiting or running, or ShuttingDown.
         """
-        if self._executor is None:
+        if not self._threads:
             raise ShuttingDown("images are no longer decoded")
-        if not self._room.acquire(blocking=False):
+        if self._held == self.max_images:
             raise QueueFull(f"{self.max_images} images are waiting to be decoded")
-        future = self._executor.submit(decode, data, spec, max_pixels=self.max_pixels)
-        future.add_done_callback(self._leave)  # not when the caller leaves: a cancelled caller's thread may still run
-        return await asyncio.wrap_future(future)
+        self._held += 1
+        job = _Job(data, spec, self._loop.create_future())
+        self._jobs.put(job)
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            if job.claim.acquire(blocking=False):  # no thread has begun with it
+                self._held -= 1
+            raise
 
-    def _leave(self, _: Future[np.ndarray]) -> None:
-        self._room.release()
+    def _leave(self, job: _Job, outcome: np.ndarray | Exception) -> None:
+        self._held -= 1
+        job.settle(outcome)
+
+    # From here on: the threads.
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if not job.claim.acquire(blocking=False):
+                continue
+            try:
+                self._loop.call_soon_threadsafe(self._leave, job, self._outcome(job))
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+
+    def _outcome(self, job: _Job) -> np.ndarray | Exception:
+        try:
+            return decode(job.data, job.spec, max_pixels=self.max_pixels, shortcuts=self.shortcuts)
+        except Exception as error:  # noqa: BLE001 - the caller's to judge
+            return error

@@ -1,16 +1,17 @@
 """Response bodies, as OpenAPI shows them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from models.artifact import Manifest, Parity
 from models.inputs import Input
 from service.errors import ServiceError
 from service.golden import Report
 from service.model import Model, Record, State
+from service.postprocess import Prediction
 from service.routing import Part
 from service.servable import Outcome, Servable
 
@@ -63,21 +64,26 @@ class PredictAnswer(Body):
     predictions: Sequence[ClassProbability] | None = None
     results: Sequence[Result] | None = None
 
-    @classmethod
-    def of(cls, servable: Servable, outcome: Outcome) -> "PredictAnswer":
-        """Raises the error of a single item, which is the error of its request."""
+    @staticmethod
+    def encoded(servable: Servable, outcome: Outcome) -> bytes:
+        """The answer as JSON. Raises the error of a single item, which is the error of its request.
+
+        Of plain dictionaries, which takes a tenth of the time of building these models first.
+        """
+        answer: dict[str, Any] = {"model": servable.name, "version": servable.version}
         results = [_result(result) for result in outcome.results]
         if len(results) > 1:
-            return cls(model=servable.name, version=servable.version, results=results)
+            return to_json(answer | {"results": results})
         if isinstance(outcome.results[0], ServiceError):
             raise outcome.results[0]
-        return cls(model=servable.name, version=servable.version, predictions=results[0].predictions)
+        return to_json(answer | results[0])
 
 
-def _result(result: Any) -> Result:
+def _result(result: Sequence[Prediction] | ServiceError) -> dict[str, Any]:
+    """A Result; a Prediction has the fields of a ClassProbability."""
     if isinstance(result, ServiceError):
-        return Result(error=ErrorBody.of(result))
-    return Result(predictions=[ClassProbability(**asdict(prediction)) for prediction in result])
+        return {"error": ErrorBody.of(result).model_dump()}
+    return {"predictions": result}
 
 
 class EngineBody(Body):
@@ -97,7 +103,7 @@ class EngineBody(Body):
             optimization=plan.optimization,
             intra_op_threads=plan.intra_op_threads,
             instances=plan.instances,
-            max_batch_size=plan.buckets[-1],
+            max_batch_size=servable.max_batch_size,
             images_per_second=tuning.images_per_second if tuning else None,
         )
 

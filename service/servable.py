@@ -65,9 +65,11 @@ class Servable:
         self._decoders = decoders
         self.metrics = metrics
         self.plan = engine.plan
+        self.max_batch_size = engine.max_batch_size
         self.tuning = tuning
         self.memory_bytes = memory_bytes
         """By how much the process grew as it was opened, requests of that time included."""
+        self._inflight = 0
         self._leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -75,7 +77,7 @@ class Servable:
     def start(self) -> None:
         """Takes work from now on."""
         self.batcher.start()
-        self.metrics.watch_queue(self.batcher.depth)
+        self.metrics.watch(self.batcher.depth, lambda: self._inflight)
         self.metrics.describe(self.provider, self.manifest.precision, self.memory_bytes)
 
     @contextmanager
@@ -104,7 +106,7 @@ class Servable:
         DeadlinePassed, which befall the request as a whole.
         """
         started = time.monotonic()
-        self.metrics.inflight_images.inc(len(items))
+        self._inflight += len(items)
         try:
             async with asyncio.timeout(deadline - started):
                 values = await self._prepare(items)
@@ -114,7 +116,7 @@ class Servable:
         except TimeoutError:
             raise DeadlinePassed("the answer was not ready before the deadline") from None
         finally:
-            self.metrics.inflight_images.dec(len(items))
+            self._inflight -= len(items)
         for answer in answers:
             if isinstance(answer, ServiceError) and answer.retry_after_seconds is not None:
                 raise answer  # it befell the engine, not the item: the whole request may come again

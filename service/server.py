@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -28,6 +29,24 @@ IMPATIENT_SECONDS = 2.0
 EXIT_FORCED = 1
 
 
+def uvicorn_options(settings: Settings) -> dict[str, Any]:
+    """How uvicorn serves, whatever the application."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "loop": "uvloop",
+        "http": "httptools",
+        "ws": "none",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
+        # What still waits then is told so, a second before the process ends in any case.
+        "timeout_graceful_shutdown": max(1, int(settings.grace_seconds - settings.drain_delay_seconds) - 1),
+        "limit_concurrency": _MAX_CONNECTIONS,
+    }
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, with signals that drain before they stop."""
 
@@ -37,22 +56,7 @@ class Server(uvicorn.Server):
         self._stop_at: float | None = None
         self._is_patient = True
         super().__init__(
-            uvicorn.Config(
-                create_app(settings, self._lifecycle),
-                host=settings.host,
-                port=settings.port,
-                loop="uvloop",
-                http="httptools",
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                # What still waits then is told so, a second before the process ends in any case.
-                timeout_graceful_shutdown=max(1, int(settings.grace_seconds - settings.drain_delay_seconds) - 1),
-                limit_concurrency=_MAX_CONNECTIONS,
-            )
+            uvicorn.Config(create_app(settings, self._lifecycle), lifespan="on", **uvicorn_options(settings))
         )
 
     def serve_until_stopped(self) -> int:

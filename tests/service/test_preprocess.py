@@ -1,20 +1,23 @@
 """preprocess.py: what comes out of every kind of file, and that nothing but pixels or a ServiceError ever does."""
 
 import asyncio
+import math
 import struct
 import threading
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
 from models.inputs import ImageInput
-from service import imagefile, preprocess
+from service import imagefile, preprocess, raster
 from service.errors import (
     EmptyBody,
     ImageTooLarge,
@@ -25,19 +28,36 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
-from service.preprocess import DecodePool, decode
+from service.preprocess import EXACT, DecodePool, Shortcuts, decode
+from service.raster import Raster
 from tests import images
 
 MAX_PIXELS = 40_000_000
+SIMD = Shortcuts(simd=True, margin=0)
 SMOOTH = ("bilinear", "bicubic", "lanczos")
 FILTERS = ("nearest", *SMOOTH)
 # A file that is decoded at its own size: what is decoded is what comes out.
 WHOLE = ImageInput(height=64, width=96, resize="stretch")
 
 
+def outcome(body: bytes, spec: ImageInput, shortcuts: Shortcuts) -> np.ndarray | ServiceError:
+    """`decode` as signed numbers, or its error; any other exception fails the test."""
+    try:
+        return decode(body, spec, max_pixels=MAX_PIXELS, shortcuts=shortcuts).astype(int)
+    except ServiceError as error:
+        return error
+
+
 def pixels(body: bytes, spec: ImageInput) -> np.ndarray:
-    """`decode`, as signed numbers."""
-    return decode(body, spec, max_pixels=MAX_PIXELS).astype(int)
+    """What Pillow alone makes of it. Whatever that is, the shortcut with SIMD gives the same, error or pixels."""
+    exact, quick = outcome(body, spec, EXACT), outcome(body, spec, SIMD)
+    if isinstance(exact, ServiceError):
+        assert (type(quick), quick.message) == (type(exact), exact.message)
+        raise exact
+    # Pillow 13 may go vertically first through a whole picture, and where a filter overshoots that shows.
+    if not (spec.resize == "stretch" and spec.interpolation in {"bicubic", "lanczos"}):
+        assert worst(quick, exact) <= (0 if spec.interpolation == "nearest" else 2)
+    return exact
 
 
 def at_own_size(body: bytes, size: tuple[int, int] = (96, 64), channels: int = 3) -> np.ndarray:
@@ -78,7 +98,7 @@ def fits(ours: np.ndarray, theirs: np.ndarray, interpolation: str) -> bool:
 def answer(body: bytes) -> np.ndarray | ServiceError:
     """What comes of a hostile body; any exception but a ServiceError fails the test."""
     try:
-        return decode(body, ImageInput(height=16, width=16), max_pixels=MAX_PIXELS)
+        return pixels(body, ImageInput(height=16, width=16))
     except ServiceError as error:
         return error
 
@@ -193,6 +213,125 @@ def test_threads_may_decode_the_same_bytes():
     with ThreadPoolExecutor(4) as threads:
         together = list(threads.map(pixels, [body] * 12, [spec] * 12))
     assert all(np.array_equal(alone, ours) for ours in together)
+
+
+# Shortcuts.
+
+
+def jpegs() -> dict[str, bytes]:
+    """A photograph as every kind of JPEG that libjpeg-turbo tells apart, at sizes that fill no block."""
+    photograph = Image.open(images.photograph("chelsea.png")).convert("RGB").resize((237, 161))
+    gray = photograph.convert("L")
+    found = {f"quality {quality}": images.jpeg(photograph, quality=quality) for quality in (1, 30, 75, 100)}
+    found |= {f"gray at quality {quality}": images.jpeg(gray, quality=quality) for quality in (30, 95)}
+    found |= {f"{n} restarts": images.jpeg(photograph, restart_marker_rows=n) for n in (1, 3)}
+    found |= {f"{size}": images.jpeg(images.noise(*size)) for size in ((1, 1), (7, 9), (8, 8), (16, 17), (33, 15))}
+    for name in ("4:4:4", "4:2:2", "4:2:0"):
+        for progressive in (False, True):
+            options = {"subsampling": name, "progressive": progressive}
+            found[f"{name}, progressive: {progressive}"] = images.jpeg(photograph, **options)
+    for name in ("440", "411"):  # which Pillow does not write
+        found[name] = simplejpeg.encode_jpeg(np.asarray(photograph), colorsubsampling=name)
+    found |= {"RGB": images.jpeg(photograph, keep_rgb=True), "optimized": images.jpeg(photograph, optimize=True)}
+    found |= {path: images.photograph(path).read_bytes() for path in images.PHOTOGRAPHS if path.endswith(".jpg")}
+    return found
+
+
+def decoded(body: bytes, *, simd: bool, least_side: float = math.inf) -> np.ndarray:
+    opened = imagefile.open_image(body, MAX_PIXELS, simd=simd, least_side=least_side)
+    assert isinstance(opened.picture, Raster) == simd
+    return opened.picture.pixels if simd else np.atleast_3d(np.asarray(opened.picture))
+
+
+@pytest.mark.parametrize("name", jpegs())
+def test_libjpeg_turbo_gives_the_bits_that_pillow_gives_in_full_and_reduced(name):
+    body = jpegs()[name]
+    for least_side in (math.inf, 1, 10, 20, 30, 50):
+        quick = decoded(body, simd=True, least_side=least_side)
+        assert np.array_equal(quick, decoded(body, simd=False, least_side=least_side))
+    with Image.open(BytesIO(body)) as reference:
+        assert np.array_equal(decoded(body, simd=True), np.atleast_3d(np.asarray(reference)))
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "YCCK", "extraneous bytes"])
+def test_pillow_judges_what_libjpeg_turbo_complains_of(kind):
+    sound = images.jpeg(images.noise(64, 48))
+    body = {
+        "CMYK": images.jpeg(images.noise(64, 48).convert("CMYK")),
+        "YCCK": images.ycck_jpeg(images.noise(64, 48)),
+        "extraneous bytes": sound[:-2] + bytes(50) + sound[-2:],
+    }[kind]
+    header = raster.read_jpeg_header(body)
+    assert header is None or raster.decode_jpeg(body, header, 1) is None
+    assert decoded(body, simd=True).shape == (48, 64, 3)
+    pixels(body, ImageInput(height=20, width=20))
+
+
+@pytest.mark.parametrize("interpolation", SMOOTH)
+@pytest.mark.parametrize("name", images.PHOTOGRAPHS)
+def test_on_photographs_simd_is_nearly_never_off(name, interpolation):
+    body, spec = images.photograph(name).read_bytes(), ImageInput(height=299, width=299, interpolation=interpolation)
+    difference = np.abs(outcome(body, spec, SIMD) - outcome(body, spec, EXACT))
+    assert (difference > 0).mean() < 0.03
+    assert (difference > 1).mean() < 1e-5
+
+
+@pytest.mark.parametrize("simd", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_a_reduced_photograph_is_where_the_full_one_is(resize, orientation, simd):
+    # A ramp: were the reduced picture anywhere else by a twentieth of a pixel, every value would show it.
+    upright = images.gradient(1003, 805)
+    body = images.jpeg(images.turned(upright, orientation), quality=100, exif=images.exif(orientation))
+    spec = ImageInput(height=40, width=60, resize=resize)
+    reduced = Shortcuts(simd=simd, margin=2.0)
+    assert imagefile.open_image(body, MAX_PIXELS, least_side=reduced.least_side(spec)).reduction == 4
+    difference = outcome(body, spec, reduced) - outcome(body, spec, EXACT)
+    assert np.abs(difference.mean(axis=(0, 1))).max() < 0.12
+    assert np.abs(difference).max() <= 3
+
+
+@pytest.mark.parametrize(("side", "reduction"), [(127, 1), (128, 2), (255, 2), (256, 4), (511, 4), (512, 8), (2000, 8)])
+def test_only_large_jpegs_are_reduced_and_never_for_nearest(side, reduction):
+    spec, body = ImageInput(height=32, width=32, resize_to=32), images.jpeg(Image.new("RGB", (side, side)))
+    for shortcuts in (Shortcuts(margin=2), Shortcuts(simd=False, margin=2)):
+        least = shortcuts.least_side(spec)
+        assert least == 64
+        opened = imagefile.open_image(body, MAX_PIXELS, simd=shortcuts.simd, least_side=least)
+        assert (opened.size, opened.reduction) == ((side, side), reduction)
+        assert opened.picture.size == (-(-side // reduction),) * 2
+    assert SIMD.least_side(spec) == math.inf
+    assert Shortcuts().least_side(spec.model_copy(update={"interpolation": "nearest"})) == math.inf
+
+
+def test_other_formats_are_never_reduced():
+    body = images.png(Image.new("RGB", (800, 800)))
+    assert imagefile.open_image(body, MAX_PIXELS, simd=True, least_side=10).reduction == 1
+
+
+def test_without_the_libraries_pillow_does_it_all(monkeypatch):
+    body, spec = images.photograph("rocket.jpg").read_bytes(), ImageInput(height=64, width=64)
+    monkeypatch.setattr(raster, "IS_AVAILABLE", False)
+    monkeypatch.delattr(raster, "simplejpeg")
+    monkeypatch.delattr(raster, "Resizer")
+    assert np.array_equal(outcome(body, spec, SIMD), outcome(body, spec, EXACT))
+
+
+def test_other_threads_run_while_one_decodes_and_resizes():
+    body = images.jpeg(Image.new("RGB", (4000, 4000)))
+    spec = ImageInput(height=1500, width=1500, interpolation="lanczos")
+    done = threading.Event()
+
+    def work() -> None:
+        outcome(body, spec, SIMD)
+        done.set()
+
+    thread, ticks = threading.Thread(target=work), 0
+    thread.start()
+    while not done.wait(0.001):
+        ticks += 1
+    thread.join()
+    assert ticks > 10  # a few dozen; were the interpreter held all the time, two or three
 
 
 # Orientation.
@@ -635,7 +774,7 @@ class GatedDecode:
         self.begun = threading.Semaphore(0)
         self.bodies: list[bytes] = []
 
-    def __call__(self, data: bytes, spec: ImageInput, *, max_pixels: int) -> np.ndarray:
+    def __call__(self, data: bytes, spec: ImageInput, **_options: object) -> np.ndarray:
         self.bodies.append(data)
         self.begun.release()
         assert self.gate.wait(10)

@@ -7,9 +7,11 @@ import time
 
 import numpy as np
 import pytest
+import structlog
 from PIL import Image
 
 from service import errors, metrics
+from service.schemas import PredictAnswer
 from tests.models.saved import torch_bytes
 from tests.servers import until
 
@@ -82,6 +84,44 @@ def test_a_version_can_be_named(client):
     answer = client.post("/predict/colour?version=2", content=picture(), headers=JPEG)
     assert error_of(answer) == (404, "model_not_found")
     assert "loaded versions: 1" in answer.json()["error"]["cure"]
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "content_type"),
+    [
+        ("colour", picture("blue"), "image/png"),
+        ("colour", b"", "image/png"),
+        ("colour", b"text", "image/png"),
+        ("colour", b"text", "text/plain"),
+        ("color", picture(), "image/png"),
+        ("caf\u00e9", picture(), "image/png"),
+        ("largest", b'{"instances": [[1, 2, 3]]}', "application/json"),
+        ("largest", b'{"instances": [[1, 2, 3], [1]]}', "application/json"),
+        ("largest", b"{}", "application/json"),
+    ],
+)
+def test_a_query_takes_another_way_to_the_same_answer(client, model, body, content_type):
+    headers = {"Content-Type": content_type, "X-Request-ID": "mine"}
+    plain, queried = (client.post(f"/predict/{model}{q}", content=body, headers=headers) for q in ("", "?top_k=5"))
+    assert plain.status_code == queried.status_code
+    assert plain.json() == queried.json()
+    assert plain.headers.keys() == queried.headers.keys()
+    assert plain.headers["X-Request-ID"] == queried.headers["X-Request-ID"] == "mine"
+    if plain.is_success:
+        PredictAnswer.model_validate_json(plain.content, strict=True, extra="forbid")
+
+
+@pytest.mark.parametrize("path", ["/predict/", "/predict/a/b"])
+def test_what_is_nearly_a_prediction_has_no_route(client, path):
+    assert error_of(client.post(path, content=picture(), headers=JPEG, follow_redirects=False))[0] in {404, 405}
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("all", [200, 404]), ("failed", [404]), ("none", [])])
+def test_requests_are_logged_as_the_settings_say(application, wanted, expected):
+    with application(log_requests=wanted) as client, structlog.testing.capture_logs() as events:
+        client.post("/predict/colour", content=picture(), headers=JPEG)
+        client.post("/predict/color", content=picture(), headers=JPEG)
+    assert [event["status"] for event in events if event["event"] == "request"] == expected
 
 
 def test_one_file_of_a_form_is_answered_like_a_raw_image(client):
