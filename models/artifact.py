@@ -12,13 +12,18 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
 
+from models import machine
 from models.architecture import Architecture, Framework
-from models.inputs import Frozen, Input, expand
+from models.inputs import PICTURE_SUFFIXES, Frozen, ImageInput, Input, expand
 from models.outputs import Output, outputs_of
 
 CONFIG_FILE = "model.toml"
 OVERRIDE_FILE = "artifact.toml"
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+CALIBRATION_DIRECTORY = "calibration"
+NUMBERS_FILE = "inputs.json"
+SAMPLES = Path(__file__).with_name("samples")
+MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 
@@ -35,17 +40,24 @@ WEIGHT_SUFFIXES: Mapping[str, Framework] = {
 _CONVERTER = (
     "architecture.py",
     "artifact.py",
+    "calibration.py",
     "convert.py",
     "export.py",
     "inputs.py",
     "keras_export.py",
+    "machine.py",
     "outputs.py",
     "parity.py",
+    "precision.py",
+    "train/data.py",
     "weights.py",
     "zoo/pieces.py",
 )
 _OF_ALL_VERSIONS = {"versions", "min_agreement", "tune", "unload_first"}
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")
+
+
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class ArtifactError(ValueError):
@@ -79,6 +91,10 @@ class ModelConfig(Frozen):
     """What the network gives. Default: as the architecture says."""
     input: dict[str, Any] = Field(default_factory=dict)
     """Settings that differ from the architecture's own input."""
+    precision: Precision | Literal["auto"] = "fp32"
+    """What the graph computes in. `auto` keeps the fastest that passes its gates."""
+    precision_agreement: float | None = Field(None, gt=0, le=1)
+    """The share of the held-out images on which fp16 or int8 must give the label of fp32. Default: that of its gate."""
     batching: Batching = Batching()
     versions: Literal["latest", "all"] | tuple[PositiveInt, ...] = "latest"
     """Which versions are loaded; the highest of them answers unless a request names another."""
@@ -113,6 +129,9 @@ class Spec(Frozen):
     input: Input
     output: Output
     labels: tuple[str, ...]
+    precision: Precision | Literal["auto"] = "fp32"
+    """What was asked for; the manifest says what it became."""
+    precision_agreement: float | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -133,12 +152,14 @@ class Artifact(Frozen):
 
     spec: Spec
     weights: Path
+    calibration: tuple[Path, ...] = ()
+    """Images, or a file of numbers, on which another precision than fp32 is calibrated and judged."""
     fingerprint: str
-    """SHA-256 over the weights, the spec and the code that converts them."""
+    """SHA-256 over the weights, the spec, the calibration files and the code that converts them."""
 
 
 class Parity(Frozen):
-    """How far ONNX Runtime's answers are from the framework's own, on the same pixels."""
+    """How far ONNX Runtime's answers are from the framework's own, or those of fp16 and int8 from those of fp32."""
 
     relative_error: float
     """Largest difference of the network's outputs, over the largest output."""
@@ -150,6 +171,30 @@ class Parity(Frozen):
     items: int
 
 
+class Trial(Frozen):
+    """What was found of one precision, beside fp32 and on items that it was not calibrated on."""
+
+    precision: Precision
+    chosen: bool
+    reason: str
+    calibrated_on: int = 0
+    """Images, or rows of numbers."""
+    judged_on: int = 0
+    """Images, or rows of numbers; of few images several views each, which `parity` counts."""
+    parity: Parity | None = None
+    """None where it was not tried."""
+    speed: float | None = None
+    """Items a second over those of fp32, on the machine that converted it."""
+
+
+class Choice(Frozen):
+    """How a precision was chosen."""
+
+    trials: tuple[Trial, ...]
+    fp32: Parity
+    """Of the fp32 graph, from which the others are made, against the framework."""
+
+
 class Manifest(Frozen):
     """What was published beside an ONNX file."""
 
@@ -157,7 +202,10 @@ class Manifest(Frozen):
     fingerprint: str
     spec: Spec
     parity: Parity
-    precision: Literal["fp32"] = "fp32"
+    """Of what is served: fp32 against the framework, fp16 and int8 against fp32 on held-out items."""
+    precision: Precision = "fp32"
+    choice: Choice | None = None
+    """None where fp32 was asked for."""
     onnx_sha256: str
     onnx_bytes: int
     opset: int
@@ -197,10 +245,31 @@ def resolve(config: ModelConfig, architecture: Architecture, directory: Path, la
         input=_input(architecture.input, config.input),
         output=config.output or architecture.output,
         labels=labels or tuple(str(index) for index in range(num_classes)),
+        precision=config.precision,
+        precision_agreement=config.precision_agreement,
     )
+    calibration = () if spec.precision == "fp32" else find_calibration(directory.parent, spec.input)
+    sources = [*converter_sources(architecture, framework), *calibration]
     return Artifact(
-        spec=spec, weights=weights, fingerprint=fingerprint(spec, weights, converter_sources(architecture, framework))
+        spec=spec, weights=weights, calibration=calibration, fingerprint=fingerprint(spec, weights, sources)
     )
+
+
+def find_calibration(model: Path, item: Input) -> tuple[Path, ...]:
+    """Images of `<model>/calibration`, else ours; or `inputs.json` there, else nothing. Raises ArtifactError."""
+    directory = model / CALIBRATION_DIRECTORY
+    if not isinstance(item, ImageInput):
+        found = [path for path in (directory / NUMBERS_FILE,) if os.path.lexists(path)]
+    else:
+        root = directory if directory.is_dir() else SAMPLES
+        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    if irregular := [path.name for path in found if not is_regular(path)]:
+        raise ArtifactError(f"calibration/{irregular[0]} is not a regular file", "replace it by the file itself")
+    if len(found) > MOST_IMAGES:
+        raise ArtifactError(
+            f"calibration holds {len(found)} images", f"keep {MOST_IMAGES} at most, of every class some"
+        )
+    return tuple(found)
 
 
 def _input(default: Input, changes: Mapping[str, Any]) -> Input:
@@ -282,6 +351,8 @@ def converter_sources(architecture: Architecture, framework: Framework) -> list[
 def fingerprint(spec: Spec, weights: Path, sources: Iterable[Path]) -> str:
     """SHA-256 over everything of this project and its user that decides the published files."""
     digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    if spec.precision != "fp32":  # elsewhere another one may be right
+        digest.update(json.dumps([machine.int8_saturates(), machine.has_gpu()]).encode())
     for path in (weights, *sources):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -3,8 +3,9 @@
     python -P -m models.convert < job.json
 
 The server runs it in models.sandbox. It reads a Job on standard input and writes lines of JSON to standard output:
-`{"step": NAME}` as each step begins, and `{"failed": STEP, "reason": TEXT, "cure": TEXT}` where one fails. It ends with
-code 0 when the files are written.
+`{"step": NAME}` as each step begins ("quantize", after "compare", only where another precision than fp32 is asked
+for), and `{"failed": STEP, "reason": TEXT, "cure": TEXT}` where one fails. It ends with code 0 when the files are
+written.
 """
 
 import contextlib
@@ -73,16 +74,15 @@ class Conversion:
 
     def run(self) -> None:
         """Every step, in order. Raises ArtifactError, ModuleNotFoundError, OSError."""
-        from models import export, parity  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
+        from models import export, parity, precision  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
 
         with self.step("build"):
             architecture = catalog.find(self.spec.architecture)
             network = build(architecture, self.spec)
         with self.step("load"):
             weights.load(network, self.spec.framework, self.artifact.weights, architecture.name)
-            if fingerprint(self.spec, self.artifact.weights, converter_sources(architecture, self.spec.framework)) != (
-                self.artifact.fingerprint
-            ):
+            sources = [*converter_sources(architecture, self.spec.framework), *self.artifact.calibration]
+            if fingerprint(self.spec, self.artifact.weights, sources) != self.artifact.fingerprint:
                 raise ArtifactError("the weights changed while they were read", "write them once, then load them again")
         with self.step("export"):
             graph = export.export(network, self.spec)
@@ -94,20 +94,28 @@ class Conversion:
         gc.collect()
         with self.step("compare"):
             agreement = parity.compare(network, content, self.spec)
+        found = precision.Chosen(content, opset, agreement)
+        if self.spec.precision != "fp32":
+            del network, content  # of large ones one is enough
+            gc.collect()
+            with self.step("quantize"):
+                found = precision.choose(found, self.spec, self.artifact.calibration)
         with self.step("publish"):
             manifest = Manifest(
                 fingerprint=self.artifact.fingerprint,
                 spec=self.spec,
-                parity=agreement,
-                onnx_sha256=hashlib.sha256(content).hexdigest(),
-                onnx_bytes=len(content),
-                opset=opset,
+                parity=found.parity,
+                precision=found.precision,
+                choice=found.choice,
+                onnx_sha256=hashlib.sha256(found.content).hexdigest(),
+                onnx_bytes=len(found.content),
+                opset=found.opset,
                 producers={name: metadata.version(name) for name in PRODUCERS[self.spec.framework]},
                 seconds=self.seconds,
                 peak_memory_bytes=peak_memory_bytes(),
             )
             self.directory.mkdir()
-            (self.directory / ONNX_FILE).write_bytes(content)
+            (self.directory / ONNX_FILE).write_bytes(found.content)
             (self.directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
             for path in self.directory.iterdir():  # now, rather than in the server that will rename the directory
                 sync(path)
