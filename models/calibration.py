@@ -52,8 +52,9 @@ def read(paths: Sequence[Path], item: Input) -> Items:
 
 def held_out(count: int) -> NDArray[np.bool_]:
     """Which of so many items are held out."""
-    steps = np.floor(np.arange(count + 1) * HELD_OUT + 0.3)
-    return steps[1:] > steps[:-1]
+    steps: NDArray[np.float64] = np.floor(np.arange(count + 1) * HELD_OUT + 0.3)
+    found: NDArray[np.bool_] = steps[1:] > steps[:-1]
+    return found
 
 
 def _stacked(pictures: Sequence[Array], item: ImageInput) -> Array:

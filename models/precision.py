@@ -91,12 +91,14 @@ def attempt(
     expected = _answers(fp32.content, spec, items.judged)
     if len(set(expected["probabilities"].argmax(1))) == 1:
         raise ArtifactError(f"fp32 gives all {items.images} held-out items one label, which tells nothing", cure)
-    graph = prepared(fp32.content)
-    graph = quantized(graph, items.calibration) if precision == "int8" else halved(graph)
-    opset = next(opset.version for opset in graph.opset_import if opset.domain in {"", "ai.onnx"})
-    content = graph.SerializeToString()
-    del graph
-    found = _answers(content, spec, items.judged)
+    try:
+        content, opset = _lowered(fp32.content, precision, items.calibration)
+        found = _answers(content, spec, items.judged)
+    except ArtifactError:
+        raise
+    except Exception as error:  # ONNX Runtime's tools, on a network of a kind that they do not know
+        what = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"ONNX Runtime cannot make the network {precision}: {what}", _FP32) from error
     if not all(np.isfinite(each).all() for each in found.values()):
         raise ArtifactError(f"some answers in {precision} are not finite: its range is too small", _FP32)
     parity = _compare(expected, found, spec)
@@ -116,6 +118,14 @@ def attempt(
 
 
 # The graphs.
+
+
+def _lowered(content: bytes, precision: Literal["fp16", "int8"], items: Array) -> tuple[bytes, int]:
+    """A graph in that precision, and its opset."""
+    graph = prepared(content)
+    graph = quantized(graph, items) if precision == "int8" else halved(graph)
+    opset = next(opset.version for opset in graph.opset_import if opset.domain in {"", "ai.onnx"})
+    return graph.SerializeToString(), opset
 
 
 def prepared(content: bytes) -> onnx.ModelProto:

@@ -213,6 +213,20 @@ def test_auto_keeps_fp32_where_int8_is_not_faster(photographs):
     assert f"{int8.speed:.2f} times as fast as fp32" in int8.reason
 
 
+def test_a_network_that_the_tools_do_not_know_stays_in_fp32(fp32, photographs, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no shape for\na tensor")
+
+    monkeypatch.setattr(precision, "quantize_static", fail)
+    paths = photographs(60)
+    with pytest.raises(ArtifactError, match="cannot make the network int8: no shape for a tensor") as caught:
+        choose(fp32, spec_of("int8"), paths)
+    assert 'precision = "fp32"' in caught.value.cure
+    found = choose(fp32, spec_of("auto"), paths)
+    assert (found.precision, found.content) == ("fp32", fp32.content)
+    assert "no shape" in found.choice.trials[0].reason
+
+
 def test_auto_beside_a_gpu_keeps_fp32_and_says_how_to_ask(fp32, photographs, monkeypatch):
     monkeypatch.setattr(machine, "has_gpu", lambda: True)
     found = choose(fp32, spec_of("auto"), photographs(60))
