@@ -65,7 +65,7 @@ class Conversion:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Announces and times one of STEPS."""
+        """Announces and times one of STEPS, or "quantize"."""
         self.current = name
         self.tell(step=name)
         started = time.perf_counter()
