@@ -12,16 +12,20 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
 
-from models import formats
+from models import formats, machine
 from models.architecture import Architecture, Framework
 from models.formats import ArtifactError as ArtifactError  # noqa: PLC0414 - known by this place
 from models.formats import Format
-from models.inputs import Frozen, Input, expand
+from models.inputs import PICTURE_SUFFIXES, Frozen, Input, NumbersInput, expand
 from models.outputs import Output, outputs_of
 
 CONFIG_FILE = "model.toml"
 OVERRIDE_FILE = "artifact.toml"
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+CALIBRATION_DIRECTORY = "calibration"
+NUMBERS_FILE = "inputs.json"
+SAMPLES = Path(__file__).with_name("samples")
+MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 
@@ -30,6 +34,7 @@ _CONVERTER = (
     "architecture.py",
     "artifact.py",
     "bounds.py",
+    "calibration.py",
     "checkpoint.py",
     "convert.py",
     "export.py",
@@ -38,16 +43,22 @@ _CONVERTER = (
     "keras_config.py",
     "keras_export.py",
     "keras_weights.py",
+    "machine.py",
     "onnx_file.py",
     "outputs.py",
     "parity.py",
+    "precision.py",
     "programs.py",
+    "train/data.py",
     "weights.py",
     "whole.py",
     "zoo/pieces.py",
 )
 _OF_ALL_VERSIONS = {"versions", "min_agreement", "tune", "unload_first"}
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")
+
+
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class Batching(Frozen):
@@ -74,6 +85,10 @@ class ModelConfig(Frozen):
     """What the network gives. Default: as the architecture says."""
     input: dict[str, Any] = Field(default_factory=dict)
     """Settings that differ from the architecture's own input."""
+    precision: Precision | Literal["auto"] = "fp32"
+    """What the graph computes in. `auto` keeps the fastest that passes its gates."""
+    precision_agreement: float | None = Field(None, gt=0, le=1)
+    """The share of the held-out images on which fp16 or int8 must give the label of fp32. Default: that of its gate."""
     batching: Batching = Batching()
     versions: Literal["latest", "all"] | tuple[PositiveInt, ...] = "latest"
     """Which versions are loaded; the highest of them answers unless a request names another."""
@@ -117,6 +132,9 @@ class Spec(Frozen):
     """How the network takes images. Default: as its framework does."""
     dtype: Literal["float32", "uint8"] = "float32"
     """What the network takes; the answers are float32 in any case."""
+    precision: Precision | Literal["auto"] = "fp32"
+    """What was asked for; the manifest says what it became."""
+    precision_agreement: float | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -152,6 +170,8 @@ class Draft(Frozen):
     output: Output | None
     labels: tuple[str, ...]
     """None where nobody gave any."""
+    precision: Precision | Literal["auto"] = "fp32"
+    precision_agreement: float | None = None
 
     def complete(self, num_classes: int, item: Input, output: Output, **layout: Any) -> Spec:
         """The spec of this version for a network that has so many classes, takes that and gives that.
@@ -170,6 +190,8 @@ class Draft(Frozen):
             input=_changed(item, self.input),
             output=self.output or output,
             labels=self.labels or tuple(str(index) for index in range(classes)),
+            precision=self.precision,
+            precision_agreement=self.precision_agreement,
             **layout,
         )
 
@@ -189,12 +211,14 @@ class Artifact(Frozen):
     """A draft where the file holds a whole model: the child completes it from there."""
     weights: Path
     """The file; of a SavedModel the directory, of a TensorFlow checkpoint the index."""
+    calibration: tuple[Path, ...] = ()
+    """Images, or a file of numbers, on which another precision than fp32 is calibrated and judged."""
     fingerprint: str
-    """SHA-256 over the weights, the spec and the code that converts them."""
+    """SHA-256 over the weights, the spec, the calibration files and the code that converts them."""
 
 
 class Parity(Frozen):
-    """How far ONNX Runtime's answers are from the framework's own, on the same pixels."""
+    """How far ONNX Runtime's answers are from the framework's own, or those of fp16 and int8 from those of fp32."""
 
     relative_error: float
     """Largest difference of the network's outputs, over the largest output."""
@@ -206,6 +230,30 @@ class Parity(Frozen):
     items: int
 
 
+class Trial(Frozen):
+    """What was found of one precision, beside fp32 and on items that it was not calibrated on."""
+
+    precision: Precision
+    chosen: bool
+    reason: str
+    calibrated_on: int = 0
+    """Images, or rows of numbers."""
+    judged_on: int = 0
+    """Images, or rows of numbers; of few images several views each, which `parity` counts."""
+    parity: Parity | None = None
+    """None where it was not tried."""
+    speed: float | None = None
+    """Items a second over those of fp32, on the machine that converted it."""
+
+
+class Choice(Frozen):
+    """How a precision was chosen."""
+
+    trials: tuple[Trial, ...]
+    fp32: Parity
+    """Of the fp32 graph, from which the others are made, against the framework."""
+
+
 class Manifest(Frozen):
     """What was published beside an ONNX file."""
 
@@ -213,7 +261,10 @@ class Manifest(Frozen):
     fingerprint: str
     spec: Spec
     parity: Parity
-    precision: Literal["fp32"] = "fp32"
+    """Of what is served: fp32 against the framework, fp16 and int8 against fp32 on held-out items."""
+    precision: Precision = "fp32"
+    choice: Choice | None = None
+    """None where fp32 was asked for."""
     onnx_sha256: str
     onnx_bytes: int
     opset: int
@@ -230,8 +281,12 @@ def resolve(config: ModelConfig, architecture: Architecture | None, directory: P
     weights = find_weights(config, directory)
     found = formats.tell(weights)
     spec = specify(config, architecture, found, labels_file, weights.name)
+    calibration: tuple[Path, ...] = ()
+    if spec.precision != "fp32":
+        calibration = find_calibration(directory.parent, spec.input if isinstance(spec, Spec) else None)
+    sources = [*converter_sources(architecture, found), *calibration]
     return Artifact(
-        spec=spec, weights=weights, fingerprint=fingerprint(spec, weights, converter_sources(architecture, found))
+        spec=spec, weights=weights, calibration=calibration, fingerprint=fingerprint(spec, weights, sources)
     )
 
 
@@ -247,6 +302,8 @@ def specify(
         input=config.input,
         output=config.output,
         labels=read_labels(config.labels, labels_file),
+        precision=config.precision,
+        precision_agreement=config.precision_agreement,
     )
     if architecture is None:
         return draft
@@ -277,6 +334,27 @@ def _check_format(found: Format, name: str, config: ModelConfig, architecture: A
             f"{architecture.name} is built in {built}, and {name} is {found.title}",
             f"save the weights from {built}, or name another architecture",
         )
+
+
+def find_calibration(model: Path, item: Input | None) -> tuple[Path, ...]:
+    """Images of `<model>/calibration`, else ours; for numbers `inputs.json` there, else nothing. Raises ArtifactError.
+
+    What a whole model takes is not known yet: numbers where there are some.
+    """
+    directory = model / CALIBRATION_DIRECTORY
+    numbers = directory / NUMBERS_FILE
+    if isinstance(item, NumbersInput) or (item is None and os.path.lexists(numbers)):
+        found = [numbers] if os.path.lexists(numbers) else []
+    else:
+        root = directory if directory.is_dir() else SAMPLES
+        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    if irregular := [path.name for path in found if not is_regular(path)]:
+        raise ArtifactError(f"calibration/{irregular[0]} is not a regular file", "replace it by the file itself")
+    if len(found) > MOST_IMAGES:
+        raise ArtifactError(
+            f"calibration holds {len(found)} images", f"keep {MOST_IMAGES} at most, of every class some"
+        )
+    return tuple(found)
 
 
 def _changed(default: Input, changes: Mapping[str, Any]) -> Input:
@@ -371,6 +449,8 @@ def converter_sources(architecture: Architecture | None, found: Format) -> list[
 def fingerprint(spec: Spec | Draft, weights: Path, sources: Iterable[Path]) -> str:
     """SHA-256 over everything of this project and its user that decides the published files."""
     digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    if spec.precision != "fp32":  # elsewhere another one may be right
+        digest.update(json.dumps([machine.int8_saturates(), machine.has_gpu()]).encode())
     parts = formats.parts(weights)
     if parts != [weights]:  # of several files the names matter too
         digest.update(json.dumps([str(path.relative_to(weights.parent)) for path in parts]).encode())

@@ -3,8 +3,9 @@
     python -P -m models.convert < job.json
 
 The server runs it in models.sandbox. It reads a Job on standard input and writes lines of JSON to standard output:
-`{"step": NAME}` as each step begins, and `{"failed": STEP, "reason": TEXT, "cure": TEXT}` where one fails. It ends with
-code 0 when the files are written.
+`{"step": NAME}` as each step begins ("quantize", after "compare", only where another precision than fp32 is asked
+for), and `{"failed": STEP, "reason": TEXT, "cure": TEXT}` where one fails. It ends with code 0 when the files are
+written.
 """
 
 import contextlib
@@ -71,7 +72,7 @@ class Conversion:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Announces and times one of STEPS."""
+        """Announces and times one of STEPS, or "quantize"."""
         self.current = name
         self.tell(step=name)
         started = time.perf_counter()
@@ -80,7 +81,7 @@ class Conversion:
 
     def run(self) -> None:
         """Every step, in order. Raises ArtifactError, ModuleNotFoundError, OSError."""
-        from models import export, parity  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
+        from models import export, parity, precision  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
 
         with self.step("build"):
             network, spec = self._build()
@@ -98,20 +99,28 @@ class Conversion:
         gc.collect()
         with self.step("compare"):
             agreement = parity.compare(network, content, spec)
+        found = precision.Chosen(content, opset, agreement)
+        if spec.precision != "fp32":
+            del network, content  # of large ones one is enough
+            gc.collect()
+            with self.step("quantize"):
+                found = precision.choose(found, spec, self.artifact.calibration)
         with self.step("publish"):
             manifest = Manifest(
                 fingerprint=self.artifact.fingerprint,
                 spec=spec,
-                parity=agreement,
-                onnx_sha256=hashlib.sha256(content).hexdigest(),
-                onnx_bytes=len(content),
-                opset=opset,
+                parity=found.parity,
+                precision=found.precision,
+                choice=found.choice,
+                onnx_sha256=hashlib.sha256(found.content).hexdigest(),
+                onnx_bytes=len(found.content),
+                opset=found.opset,
                 producers={name: metadata.version(name) for name in PRODUCERS[spec.framework]},
                 seconds=self.seconds,
                 peak_memory_bytes=peak_memory_bytes(),
             )
             self.directory.mkdir()
-            (self.directory / ONNX_FILE).write_bytes(content)
+            (self.directory / ONNX_FILE).write_bytes(found.content)
             (self.directory / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
             for path in self.directory.iterdir():  # now, rather than in the server that will rename the directory
                 sync(path)
@@ -126,7 +135,7 @@ class Conversion:
         """Raises ArtifactError where the files are no longer those that the artifact was resolved from."""
         spec, path = self.artifact.spec, self.artifact.weights
         architecture = None if isinstance(spec, Draft) else catalog.find(spec.architecture)
-        sources = converter_sources(architecture, formats.tell(path))
+        sources = [*converter_sources(architecture, formats.tell(path)), *self.artifact.calibration]
         if fingerprint(spec, path, sources) != self.artifact.fingerprint:
             raise ArtifactError("the weights changed while they were read", "write them once, then load them again")
 

@@ -1,6 +1,5 @@
 """Whether ONNX Runtime answers as the framework does, on the same items."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import export
-from models.artifact import ArtifactError, Parity, Spec
+from models.artifact import SAMPLES, ArtifactError, Parity, Spec
 from models.inputs import ImageInput, Input
 from models.outputs import probabilities_of
 
@@ -17,7 +16,6 @@ Array = NDArray[Any]
 
 TOLERANCE = 1e-4  # of the largest output; sound conversions stay below 1e-5
 BATCHES = (1, 3)  # an export can freeze the batch at 1
-SAMPLES = Path(__file__).with_name("samples")
 
 
 def sample_items(item: Input) -> Array:

@@ -16,6 +16,7 @@ import numpy as np
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: since 1.29 the Linux wheels report home by default
 import onnxruntime
 
+from models.artifact import Precision
 from service.errors import DeviceLost, EngineError
 from service.memory import trim_malloc
 from service.settings import Settings
@@ -65,7 +66,7 @@ def plan(
     gpus: Sequence[str],
     cores: int,
     max_batch_size: int | None = None,
-    precision: Literal["fp32", "fp16"] = "fp32",
+    precision: Precision = "fp32",
     fingerprint: str = "",
     item_shape: Sequence[int] = (),
     available: Sequence[str] | None = None,

@@ -9,19 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from models.artifact import is_regular
-from models.inputs import ImageInput, Input
+from models.artifact import NUMBERS_FILE, SAMPLES, is_regular
+from models.inputs import PICTURE_SUFFIXES, ImageInput, Input
 from service.errors import RepositoryError, ServiceError
 from service.servable import Item, Servable
 
 GOLDEN_DIRECTORY = "golden"
-NUMBERS_FILE = "inputs.json"
 MAX_INPUTS = 64
 MAX_INPUT_BYTES = 32 * 2**20
 TIMEOUT_SECONDS = 120.0
 
-_SAMPLES = Path(__file__).parent.parent / "models" / "samples"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 Answers = Mapping[tuple[str, str], str]
 """The best label for each input, by the input's name and its content's SHA-256; else the error's code in brackets."""
@@ -55,7 +52,7 @@ def read(model: Path, spec: Input) -> Mapping[str, Item]:
     directory = model / GOLDEN_DIRECTORY
     try:
         if isinstance(spec, ImageInput):
-            return _pictures(directory if directory.is_dir() else _SAMPLES)
+            return _pictures(directory if directory.is_dir() else SAMPLES)
         return _numbers(directory / NUMBERS_FILE, spec.shape)
     except OSError as error:
         raise RepositoryError(
@@ -64,7 +61,7 @@ def read(model: Path, spec: Input) -> Mapping[str, Item]:
 
 
 def _pictures(directory: Path) -> dict[str, Item]:
-    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _PICTURES)
+    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
     for path in paths:
         if not is_regular(path) or path.stat().st_size > MAX_INPUT_BYTES:
             raise RepositoryError(f"golden input {path.name} is no file, or too large", cure="replace it by a picture")

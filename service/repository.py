@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from models import catalog
 from models.artifact import (
+    CALIBRATION_DIRECTORY,
     CONFIG_FILE,
     MANIFEST_FILE,
     MODEL_NAME,
@@ -128,6 +129,7 @@ class Repository:
         with _readable(name):
             settings = [path for path in model.glob("*.toml") if path.name != ROUTING_FILE]
             paths = [*settings, *model.glob("*.txt"), *(model / str(number)).rglob("*")]
+            paths += (model / CALIBRATION_DIRECTORY).rglob("*")
             stats = [(str(path.relative_to(model)), path.lstat()) for path in sorted(paths)]
         return Signature(tuple((path, stat.st_size, stat.st_ctime_ns) for path, stat in stats))
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
-from models.artifact import Manifest, Parity
+from models.artifact import Choice, Manifest, Parity
 from models.inputs import Input
 from service.errors import ServiceError
 from service.golden import Report
@@ -123,6 +123,8 @@ class VersionBody(Body):
     parity: Parity | None = None
     provider: str | None = None
     precision: str | None = None
+    choice: Choice | None = None
+    """How that precision was chosen; not told where fp32 was asked for."""
     producers: Mapping[str, str] | None = None
     fingerprint: str | None = None
     engine: EngineBody | None = None
@@ -162,6 +164,7 @@ def _known(manifest: Manifest) -> dict[str, Any]:
         "input": manifest.spec.input,
         "parity": manifest.parity,
         "precision": manifest.precision,
+        "choice": manifest.choice,
         "producers": manifest.producers,
         "fingerprint": manifest.fingerprint,
     }

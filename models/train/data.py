@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from models.artifact import ArtifactError
-from models.inputs import ImageInput, Input
+from models.inputs import PICTURE_SUFFIXES, ImageInput, Input
 from models.train.augment import DICE, augmented
 from models.train.recipe import DIGITS, Recipe
 
 Array = NDArray[Any]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # what the server takes
 LEAST = 2  # classes
 
@@ -82,7 +81,7 @@ def _load_folder(recipe: Recipe) -> Data:
     files = {folder: sorted(path for path in folder.rglob("*") if _is_image(path)) for folder in folders}
     for folder, found in files.items():
         if not found:
-            raise ArtifactError(f"{folder} holds no image", f"put some there ({', '.join(sorted(SUFFIXES))}), or go")
+            raise ArtifactError(f"{folder} holds no image", f"put some there ({', '.join(PICTURE_SUFFIXES)}), or go")
     paths = [path for found in files.values() for path in found]
     labels = np.repeat(np.arange(len(folders)), [len(found) for found in files.values()])
     _check_all(paths)
@@ -95,7 +94,7 @@ def _load_folder(recipe: Recipe) -> Data:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _check_all(paths: Sequence[Path]) -> None:

@@ -3,18 +3,22 @@
 import asyncio
 import os
 import pickle
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.convert import STEPS
 from service.conversion import Converter
 from service.engine import Engine, plan
 from service.errors import ConversionError, RepositoryError
+from service.preprocess import decode
 from service.repository import Repository, read_published
-from service.settings import Settings
+from service.settings import DEFAULT_REPOSITORY, Settings
+from tests.images import PHOTOGRAPHS, photograph
 from tests.models.make_weights import make_weights
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -226,3 +230,75 @@ async def test_a_host_without_the_framework_says_what_to_install(saved, artifact
     with pytest.raises(ConversionError, match="build: torch is not installed") as caught:
         await converter.convert(artifact(saved["torch", "mlp_iris"]))
     assert "pip install 'menagerie[torch]'" in caught.value.cure
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The default model in int8, and as version 2 in fp16, with handwritten digits to calibrate and to judge on."""
+    from models.train.digits import load_digits, picture
+
+    model = tmp_path_factory.mktemp("precision") / "digits"
+    shutil.copytree(DEFAULT_REPOSITORY / "digits", model)
+    shutil.copytree(model / "1", model / "2")
+    settings = (model / "model.toml").read_text()
+    (model / "model.toml").write_text(f'precision = "int8"\n{settings}')
+    (model / "2" / "artifact.toml").write_text('precision = "fp16"\n')
+    (model / "calibration").mkdir()
+    for index, ink in enumerate(load_digits()[1].ink[:80]):
+        picture(ink, side=40, margin=0.2).save(model / "calibration" / f"{index}.png")
+    return Repository(model.parent)
+
+
+@pytest.mark.parametrize(("version", "precision", "least"), [(1, "int8", 0.98), (2, "fp16", 0.99)])
+async def test_another_precision_is_made_and_judged_in_the_sandbox(digits, converter, version, precision, least):
+    found, steps = digits.resolve("digits", version).source, []
+    manifest, content = read_published(await converter.convert(found, steps.append))
+    assert steps == [*STEPS[:-1], "quantize", STEPS[-1]]
+    (trial,) = manifest.choice.trials
+    assert (manifest.precision, trial.judged_on, trial.calibrated_on) == (precision, 30, 50)
+    assert manifest.parity.items == 300
+    assert manifest.parity.top1_agreement >= least
+    assert manifest.choice.fp32.relative_error < 1e-5 < manifest.parity.relative_error
+    engine = Engine(content, plan(Settings(), gpus=(), cores=2, max_batch_size=8, precision=precision))
+    engine.open(found.spec.num_classes)
+    picture = Image.open(DEFAULT_REPOSITORY.parent / "samples" / "digit-7.png").convert("L").resize((32, 32))
+    rows = engine.run(np.asarray(picture).reshape(1, 32, 32, 1).repeat(3, axis=0))
+    engine.close()
+    assert rows.argmax(1).tolist() == [7, 7, 7]
+
+
+async def test_a_precision_without_images_to_judge_by_is_refused_with_the_cure(digits, converter, tmp_path):
+    model = tmp_path / "few" / "digits"
+    shutil.copytree(digits.root / "digits", model, ignore=shutil.ignore_patterns("[1-7]?.png"))
+    for path in sorted((model / "calibration").iterdir())[3:]:
+        path.unlink()
+    with pytest.raises(ConversionError, match=r"quantize: there are 1 held-out items .* too few") as caught:
+        await converter.convert(Repository(model.parent).resolve("digits", 1).source)
+    assert 'precision = "fp32"' in caught.value.cure
+
+
+async def test_efficientnet_in_int8_answers_photographs_much_as_in_fp32(converter, tmp_path):
+    """Not as much as its gate asks: that is moved here, as an owner may who knows."""
+    model = tmp_path / "repository" / "efficientnet_lite0"
+    shutil.copytree(DEFAULT_REPOSITORY / model.name, model)
+    settings = (model / "model.toml").read_text()
+    (model / "model.toml").write_text(f'precision = "int8"\nprecision_agreement = 0.7\n{settings}')
+    (model / "calibration").mkdir()
+    for name in PHOTOGRAPHS:
+        shutil.copy(photograph(name), model / "calibration")
+    manifest, content = read_published(
+        await converter.convert(Repository(model.parent).resolve("efficientnet_lite0", 1).source)
+    )
+    (trial,) = manifest.choice.trials
+    assert (manifest.precision, trial.judged_on, trial.parity.items) == ("int8", 4, 40)
+    assert trial.parity.top1_agreement >= 0.7
+    assert trial.speed > 1
+    assert len(content) < 10e6  # of 18.7
+    pixels = decode(
+        (DEFAULT_REPOSITORY.parent / "samples" / "coffee.jpg").read_bytes(), manifest.spec.input, max_pixels=10**8
+    )
+    engine = Engine(content, plan(Settings(), gpus=(), cores=2, max_batch_size=1, precision="int8"))
+    engine.open(1000)
+    (row,) = engine.run(pixels[None])
+    engine.close()
+    assert manifest.spec.labels[row.argmax()] == "espresso"

@@ -93,7 +93,7 @@ class Operator:
     changes = (drop, touch, load, unload, cancel, activate, roll_back, delete, label, try_out, pin, unpin)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tmp_path, seed):  # noqa: F811
     publish_numbers(root / "model", 1)
     await reconciler.refresh()
@@ -114,8 +114,6 @@ async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tm
     await gone(reconciler)
     records = registry.model("model").records
     for number in Repository(root).wanted("model"):
-        if records[number].reason == "its load was cancelled":
-            assert records[number].state == "UNAVAILABLE"
-        else:
+        if records[number].reason != "its load was cancelled":  # by an operator, who has to ask for it again
             assert (records[number].state == "READY") is (number not in operator.broken), records[number]
     assert registry.model("model").unwanted() == []

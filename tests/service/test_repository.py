@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from models.artifact import Artifact
+from models.artifact import MOST_IMAGES, Artifact
 from service.errors import RepositoryError
 from service.repository import Repository, read_published
 from service.settings import DEFAULT_REPOSITORY
@@ -255,3 +255,76 @@ def test_a_manifest_of_another_release_is_refused(tmp_path):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 2}))
     with pytest.raises(RepositoryError, match="schema_version"):
         read_published(tmp_path / "softmax" / "1")
+
+
+def calibrated(root, precision, **images):
+    """The one version of a model in that precision, with these calibration images."""
+    model = root / "lenet"
+    (model / "1").mkdir(parents=True, exist_ok=True)
+    (model / "calibration").mkdir(exist_ok=True)
+    (model / "model.toml").write_text(f'architecture = "lenet5"\nprecision = "{precision}"\n')
+    (model / "1" / "weights.pth").write_bytes(torch_bytes())
+    for name, content in images.items():
+        (model / "calibration" / f"{name}.png").write_bytes(content)
+    return Repository(root).resolve("lenet", 1).source
+
+
+def test_precision_and_calibration_images_make_another_artifact(tmp_path):
+    fp32 = calibrated(tmp_path, "fp32", a=b"a")
+    assert (fp32.spec.precision, fp32.calibration) == ("fp32", ())
+    found = [fp32] + [calibrated(tmp_path, precision) for precision in ("fp16", "int8", "auto")]
+    assert [path.name for path in found[-1].calibration] == ["a.png"]
+    found.append(calibrated(tmp_path, "int8", a=b"b"))
+    found.append(calibrated(tmp_path, "int8", b=b"b"))
+    assert len({each.fingerprint for each in found}) == 6
+    assert calibrated(tmp_path, "fp32", c=b"c").fingerprint == fp32.fingerprint
+
+
+def test_another_processor_makes_another_int8_and_the_same_fp32(tmp_path, monkeypatch):
+    found = []
+    for saturates in (False, True):
+        monkeypatch.setattr("models.machine.int8_saturates", lambda saturates=saturates: saturates)
+        found.append([calibrated(tmp_path, precision, a=b"a").fingerprint for precision in ("fp32", "int8")])
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+
+
+def test_one_version_may_have_another_precision(tmp_path):
+    calibrated(tmp_path, "fp32")
+    (tmp_path / "lenet" / "1" / "artifact.toml").write_text('precision = "int8"\nprecision_agreement = 0.9\n')
+    spec = Repository(tmp_path).resolve("lenet", 1).source.spec
+    assert (spec.precision, spec.precision_agreement) == ("int8", 0.9)
+
+
+@pytest.mark.parametrize("value", ['"int4"', "16"])
+def test_a_precision_that_there_is_not_is_told(tmp_path, value):
+    calibrated(tmp_path, "fp32")
+    (tmp_path / "lenet" / "model.toml").write_text(f'architecture = "lenet5"\nprecision = {value}\n')
+    with pytest.raises(RepositoryError, match="precision"):
+        Repository(tmp_path).resolve("lenet", 1)
+
+
+def test_without_images_of_its_own_a_model_is_calibrated_on_ours(tmp_path):
+    calibrated(tmp_path, "int8")
+    (tmp_path / "lenet" / "calibration").rmdir()
+    names = {path.name for path in Repository(tmp_path).resolve("lenet", 1).source.calibration}
+    assert {"coffee.jpg", "rocket.jpg", "digit-3.png"} <= names
+
+
+def test_calibration_images_are_files_and_not_too_many(tmp_path):
+    calibrated(tmp_path, "int8", a=b"a")
+    (tmp_path / "lenet" / "calibration" / "link.png").symlink_to(tmp_path / "lenet" / "1" / "weights.pth")
+    with pytest.raises(RepositoryError, match=r"calibration/link\.png is not a regular file"):
+        Repository(tmp_path).resolve("lenet", 1)
+    (tmp_path / "lenet" / "calibration" / "link.png").unlink()
+    many = {f"image{index}": b"" for index in range(MOST_IMAGES)}
+    with pytest.raises(RepositoryError, match=f"{MOST_IMAGES + 1} images"):
+        calibrated(tmp_path, "int8", **many)
+
+
+def test_new_calibration_images_are_a_change_of_the_version(tmp_path):
+    calibrated(tmp_path, "int8", a=b"a")
+    before = Repository(tmp_path).signature("lenet", 1)
+    (tmp_path / "lenet" / "calibration" / "cat").mkdir()
+    (tmp_path / "lenet" / "calibration" / "cat" / "b.png").write_bytes(b"b")
+    assert Repository(tmp_path).signature("lenet", 1) != before

@@ -10,6 +10,7 @@ import pytest
 import structlog
 from PIL import Image
 
+from models.artifact import Choice, Manifest, Parity, Trial
 from service import errors, metrics
 from service.schemas import PredictAnswer
 from tests.models.saved import torch_bytes
@@ -277,6 +278,29 @@ def test_models_show_their_versions_states_and_figures(client):
     assert (version["input"]["kind"], version["input"]["height"]) == ("image", 8)
     assert client.get("/models/colour/labels").json()["labels"] == ["red", "green", "blue"]
     assert client.get("/models/colour/ready").json() == {"ready": True, "reasons": {}}
+
+
+def test_models_show_how_a_precision_was_chosen(application, repository):
+    assert publish_choice(repository / "colour" / "1" / "manifest.json")
+    with application() as client:
+        (version,) = client.get("/models/colour").json()["versions"]
+    assert version["precision"] == "int8"
+    (trial,) = version["choice"]["trials"]
+    assert (trial["chosen"], trial["speed"], trial["parity"]["items"]) == (True, 3.1, 200)
+    assert version["parity"] == trial["parity"]
+    assert version["choice"]["fp32"]["items"] == 6
+
+
+def publish_choice(path):
+    """Writes into a manifest that int8 was asked for and chosen."""
+    manifest = Manifest.model_validate_json(path.read_bytes())
+    parity = Parity(relative_error=0.01, probability_error=0.02, top1_agreement=0.99, batches=(8,), items=200)
+    trial = Trial(
+        precision="int8", chosen=True, reason="it agrees", calibrated_on=40, judged_on=20, parity=parity, speed=3.1
+    )
+    choice = Choice(trials=(trial,), fp32=manifest.parity)
+    found = manifest.model_copy(update={"precision": "int8", "choice": choice, "parity": parity})
+    return path.write_text(found.model_dump_json())
 
 
 def test_health_says_whether_the_process_lives_and_is_ready(client):
