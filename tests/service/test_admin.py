@@ -179,6 +179,16 @@ def test_an_archive_that_climbs_links_or_lies_is_refused(admin, repository, tmp_
     assert sorted(path.name for path in (repository / "colour").iterdir()) == ["1", "model.toml"]
 
 
+@pytest.mark.parametrize("names", [["weights", "weights"], ["weights", "weights/1"], ["x" * 300], ["a/" * 3000 + "b"]])
+def test_an_archive_that_cannot_be_laid_out_is_refused(admin, repository, names):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name in names:
+            tar.addfile(member(name, size=1), io.BytesIO(b"x"))
+    assert error_of(upload(admin, file.getvalue())) == (422, "upload_invalid")
+    assert staged(repository) == []
+
+
 def test_weights_are_uploaded_as_they_are(admin, repository):
     answer = upload(admin, torch_bytes(), kind="application/octet-stream", live=False)
     assert answer.status_code == 201
