@@ -1,10 +1,8 @@
 """An ONNX Runtime session: providers, buckets, warm-up, run."""
 
 import gc
-import math
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -142,15 +140,6 @@ def _tensorrt_options(
     }
 
 
-def _outgrows_the_cache(size: int, seconds: float, best: float) -> bool:
-    """Whether a batch on the CPU takes a quarter longer for each item than the `best` of the smaller ones, in seconds.
-
-    EfficientNet-Lite takes half as long again at 16 as at 4: what one layer leaves for the next no longer fits the
-    processor's cache. What takes less than 10 ms is not judged: another process's turn is as long.
-    """
-    return seconds > 0.01 and seconds / size > 1.25 * best  # noqa: PLR2004
-
-
 class Engine:
     """Runs batches of one ONNX model. Any threads may call `run`; no call may outlive `close`."""
 
@@ -159,8 +148,6 @@ class Engine:
         self._content: bytes | None = content
         self._session: onnxruntime.InferenceSession | None = None
         self._input = ""
-        self.max_batch_size = plan.buckets[-1]
-        """The largest batch that pays; known once the engine is open. On a GPU it is that of the plan."""
 
     @property
     def provider(self) -> str:
@@ -219,29 +206,16 @@ class Engine:
         return np.zeros((size, *source.shape[1:]), np.uint8 if source.type == "tensor(uint8)" else np.float32)
 
     def _warm(self, classes: int) -> None:
-        best = math.inf
-        for size in (1, *self.plan.buckets):  # the very first run also fills the arena
-            seconds = self._try(size, classes)
-            if size > 1 and not self.plan.pads and _outgrows_the_cache(size, seconds, best):
-                seconds = self._try(size, classes)  # it may have been another process's turn
-                if _outgrows_the_cache(size, seconds, best):
-                    break
-            self.max_batch_size = size
-            best = min(best, seconds / size)
-
-    def _try(self, size: int, classes: int) -> float:
-        """How long a batch of zeros takes, in seconds."""
-        batch = self.example(size)
-        started = time.perf_counter()
-        try:
-            found = self.run(batch).shape
-        except DeviceLost:
-            raise
-        except Exception as error:
-            raise EngineError(f"the model does not run at batch {size}") from error
-        if found != (size, classes):
-            raise EngineError(f"the model gives {found} for {size} items of {classes} classes")
-        return time.perf_counter() - started
+        sizes = self.plan.buckets if self.plan.pads else (1, self.plan.buckets[-1])
+        for size in sizes:
+            try:
+                found = self.run(self.example(size)).shape
+            except DeviceLost:
+                raise
+            except Exception as error:
+                raise EngineError(f"the model does not run at batch {size}") from error
+            if found != (size, classes):
+                raise EngineError(f"the model gives {found} for {size} items of {classes} classes")
 
     def run(self, batch: Array) -> Array:
         """Probabilities [N, classes] of a batch [N, ...], N at most the largest bucket. Raises DeviceLost."""

@@ -138,7 +138,7 @@ class Loader:
         batcher = Batcher(
             engine.run,
             name=version.model,
-            max_batch_size=engine.max_batch_size,
+            max_batch_size=planned.buckets[-1],
             max_queue_images=settings.max_queue_images,
             max_queue_bytes=settings.max_queue_bytes,
             max_queue_delay_seconds=settings.max_queue_delay_seconds if delay is None else delay,

@@ -103,7 +103,7 @@ class EngineBody(Body):
             optimization=plan.optimization,
             intra_op_threads=plan.intra_op_threads,
             instances=plan.instances,
-            max_batch_size=servable.max_batch_size,
+            max_batch_size=plan.buckets[-1],
             images_per_second=tuning.images_per_second if tuning else None,
         )
 

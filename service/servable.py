@@ -65,7 +65,6 @@ class Servable:
         self._decoders = decoders
         self.metrics = metrics
         self.plan = engine.plan
-        self.max_batch_size = engine.max_batch_size
         self.tuning = tuning
         self.memory_bytes = memory_bytes
         """By how much the process grew as it was opened, requests of that time included."""

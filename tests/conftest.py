@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import pytest
+import structlog
 from fastapi.testclient import TestClient
 
 from service.app import create_app
@@ -14,6 +15,13 @@ from tests.servers import ServerProcess, until
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before():
+    """A test that runs a command in this process has its log written to a stream that ends with it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

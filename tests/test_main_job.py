@@ -152,7 +152,7 @@ def test_the_second_start_converts_nothing_and_is_quick(server, directory):
 def test_a_server_killed_in_a_conversion_leaves_no_child_and_the_next_start_repairs_it(directory):
     cache = directory / "killed"
     first = ServerProcess(directory / "killed.log", cache=cache, models="efficientnet_lite0")
-    until(lambda: '"step": "export"' in first.log(), 120)
+    until(lambda: '"step":"export"' in first.log(), 120)
     tasks = Path(f"/proc/{first.process.pid}/task")
     children = [pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
     assert len(children) == 1
@@ -172,7 +172,7 @@ def test_a_server_killed_in_a_conversion_leaves_no_child_and_the_next_start_repa
 def test_a_killed_conversion_is_shown_and_the_next_start_repairs_it(directory):
     cache = directory / "child"
     first = ServerProcess(directory / "child.log", cache=cache, models="digits")
-    until(lambda: '"step": "load"' in first.log(), 120)
+    until(lambda: '"step":"load"' in first.log(), 120)
     children = [
         pid
         for task in Path(f"/proc/{first.process.pid}/task").iterdir()

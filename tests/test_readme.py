@@ -143,7 +143,9 @@ def test_the_make_targets_exist():
 
 @pytest.mark.slow
 def test_the_curl_commands_answer_as_shown(serve):
-    curls = {command: output for command, output in COMMANDS.items() if command.startswith("curl ")}
+    curls = {
+        command: output for command, output in COMMANDS.items() if command.startswith("curl ") and "$" not in command
+    }
     assert len(curls) >= 4
     server = serve(cache=Settings().cache).wait_ready()
     for command, output in curls.items():
@@ -162,7 +164,9 @@ def test_your_own_weights_are_five_lines(serve, tmp_path):
     from tests.models.make_weights import make_weights
 
     make_weights("torch", "efficientnet_lite0", tmp_path / "weights.pth", num_classes=3)
-    lines = [command for command in COMMANDS if "my_models" in command and "convert" not in command]
+    lines = [
+        command for command in COMMANDS if "my_models" in command and not {"convert", "curl"} & set(command.split())
+    ]
     assert len(lines) == 5
     *prepare, command = lines
     for line in prepare:

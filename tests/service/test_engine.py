@@ -1,8 +1,5 @@
 """The engine: what it would do on a GPU host, read back; and what it does here, run."""
 
-import dataclasses
-from types import SimpleNamespace
-
 import numpy as np
 import onnx
 import pytest
@@ -122,62 +119,6 @@ def test_require_gpu_refuses_a_provider_that_did_not_start():
 @pytest.mark.parametrize(("largest", "buckets"), [(1, (1,)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
 def test_buckets_end_with_the_largest_batch(largest, buckets):
     assert planned(max_batch_size=largest).buckets == buckets
-
-
-class SlowEngine(Engine):
-    """Takes as long as the test says for a batch of each size, by a clock that the test turns."""
-
-    def __init__(self, plan, clock, milliseconds):
-        super().__init__(softmax_model(), plan)
-        self.clock, self.milliseconds, self.sizes = clock, milliseconds, []
-
-    def run(self, batch):
-        self.sizes.append(len(batch))
-        self.clock.now += self.milliseconds.get(len(batch), 1.0) / 1000
-        return super().run(batch)
-
-
-def test_a_batch_that_was_interrupted_is_tried_again(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("service.engine.time.perf_counter", lambda: clock.now)
-    engine = SlowEngine(planned(max_batch_size=2), clock, {1: 20, 2: 40})
-    measured = engine._try
-    engine._try = lambda size, classes: measured(size, classes) * (5 if engine.sizes.count(2) == 1 and size == 2 else 1)
-    engine.open(4)
-    assert engine.sizes == [1, 1, 2, 2]
-    assert engine.max_batch_size == 2
-    engine.close()
-
-
-def test_on_a_gpu_every_batch_is_warmed_whatever_it_takes(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("service.engine.time.perf_counter", lambda: clock.now)
-    on_gpu = dataclasses.replace(planned(max_batch_size=8), pads=True)
-    engine = SlowEngine(on_gpu, clock, {1: 10, 2: 100, 4: 1000, 8: 10_000})
-    engine.open(4)
-    assert engine.sizes == [1, 1, 2, 4, 8]
-    assert engine.max_batch_size == 8
-    engine.close()
-
-
-@pytest.mark.parametrize(
-    ("milliseconds", "pays"),
-    [
-        ({1: 10, 2: 18, 4: 34, 8: 66, 16: 130}, 16),
-        ({1: 10, 2: 20, 4: 40, 8: 80, 16: 160}, 16),
-        ({1: 10, 2: 18, 4: 30, 8: 80, 16: 100}, 4),
-        ({1: 10, 2: 30}, 1),
-        ({1: 1, 2: 9, 4: 4}, 16),  # too short to be judged
-    ],
-)
-def test_on_a_cpu_batches_grow_for_as_long_as_that_pays(monkeypatch, milliseconds, pays):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("service.engine.time.perf_counter", lambda: clock.now)
-    engine = SlowEngine(planned(max_batch_size=16), clock, milliseconds)
-    engine.open(4)
-    assert engine.max_batch_size == pays
-    assert max(engine.sizes) == min(16, pays * 2)  # no larger one is tried
-    engine.close()
 
 
 def test_the_engine_answers_any_batch_up_to_the_largest(engine):
