@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import Field
 from starlette.requests import ClientDisconnect
 
 from service.body import BodyReader
@@ -169,12 +170,15 @@ async def try_version(
     *,
     canary: Annotated[Percent, Query(description="Per cent of the requests that it answers")] = 0.0,
     shadow: Annotated[
-        bool | Percent, Query(description=f"Per cent of the requests it is shown as well; true is {SHADOW_PERCENT:g}")
+        Annotated[float, Field(ge=0, le=100)] | bool,
+        Query(
+            union_mode="left_to_right",  # 1 is one per cent
+            description=f"Per cent of the requests it is shown as well; true is {SHADOW_PERCENT:g}",
+        ),
     ] = False,
 ) -> ModelBody:
     """Gives a version that is not live its share of the requests; with neither, its trial ends and it is unloaded."""
-    share = (SHADOW_PERCENT if shadow else 0.0) if isinstance(shadow, bool) else shadow
-    await _operations(request).try_out(model, version, canary=canary, shadow=share)
+    await _operations(request).try_out(model, version, canary=canary, shadow=shadow)
     return _model(request, model)
 
 

@@ -70,6 +70,7 @@ class Record:
         """Takes a new servable, and returns the one that answered until now."""
         stale, self.servable = self.servable, servable
         self.manifest, self.provider = servable.manifest, servable.provider
+        servable.announce()
         self.become(State.READY)
         return stale
 
@@ -149,19 +150,23 @@ class Model:
 
     def draw(self, percent: float) -> Servable | None:
         """Who answers a request that names no version: a canary where `percent`, from 0 to 100, is in its share."""
-        ready = self.ready
         for number, part in self.routing.versions.items():
-            if number in ready and percent < part.canary:
-                return ready[number]
+            if percent < part.canary and (servable := self._answering(number)) is not None:
+                return servable
             percent -= part.canary
         return self.live
 
     def shadows(self, percent: float) -> list[Servable]:
         """Who is shown a request, `percent` being drawn from 0 to 100."""
-        ready = self.ready
         return [
-            ready[number] for number, part in self.routing.versions.items() if number in ready and percent < part.shadow
+            servable
+            for number, part in self.routing.versions.items()
+            if percent < part.shadow and (servable := self._answering(number)) is not None
         ]
+
+    def _answering(self, version: int) -> Servable | None:
+        record = self.records.get(version)
+        return None if record is None else record.servable
 
     @property
     def is_ready(self) -> bool:

@@ -152,7 +152,7 @@ class Operations:
             await self._edit(name, change)
             await self._reconciler.look_at(name)
 
-    async def try_out(self, name: str, number: int, *, canary: float, shadow: float) -> None:
+    async def try_out(self, name: str, number: int, *, canary: float, shadow: float | bool) -> None:
         """Gives a version that is not live its shares of the requests, in per cent; with none it is unloaded.
 
         Raises Conflict, LoadFailed.

@@ -76,6 +76,9 @@ class Servable:
     def start(self) -> None:
         """Takes work from now on."""
         self.batcher.start()
+
+    def announce(self) -> None:
+        """Is what the metrics of its version tell of from now on."""
         self.metrics.watch(self.batcher.depth, lambda: self._inflight)
         self.metrics.describe(self.provider, self.manifest.precision, self.memory_bytes)
 

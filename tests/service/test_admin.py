@@ -476,6 +476,8 @@ def test_a_shadow_is_shown_requests_and_answers_nobody(admin, spare):
     upload(admin, tar_of(spare(OTHER_LABELS)), live=False)
     assert admin.put("/admin/models/colour/versions/2/trial?shadow=true").json()["live"] == 1
     assert version(admin, 2)["shadow"] == 10
+    admin.put("/admin/models/colour/versions/2/trial?shadow=1")
+    assert version(admin, 2)["shadow"] == 1
     admin.put("/admin/models/colour/versions/2/trial?shadow=100")
     for colour, outcome in (("red", "differ"), ("green", "agree"), ("blue", "agree")):
         expected = count(outcome) + 1
