@@ -1,7 +1,6 @@
 """The items that a lower precision is calibrated on, and others that it is judged on."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.artifact import NUMBERS_FILE, ArtifactError
-from models.inputs import ImageInput, Input
+from models.inputs import ImageInput, Input, NumbersInput
 from models.train import data
 
 Array = NDArray[Any]
@@ -38,8 +37,7 @@ class Items:
 def read(paths: Sequence[Path], item: Input) -> Items:
     """Some of the items, evenly spread, are held out; what is there twice counts once. Raises ArtifactError."""
     if not isinstance(item, ImageInput):
-        rows = _numbers(paths, item.shape)
-        rows = np.unique(rows, axis=0)
+        rows = np.unique(_numbers(paths, item), axis=0)
         held = held_out(len(rows))
         return Items(rows[~held], rows[held], int(held.sum()))
     unique = list({hashlib.sha256(path.read_bytes()).digest(): path for path in paths}.values())
@@ -85,16 +83,13 @@ def _parts(picture: Image.Image) -> Iterator[Image.Image]:
             yield picture.crop((left, top, left + width, top + height))
 
 
-def _numbers(paths: Sequence[Path], shape: tuple[int, ...]) -> Array:
+def _numbers(paths: Sequence[Path], item: NumbersInput) -> Array:
     if not paths:
         raise ArtifactError(
             "numbers have no samples of ours to calibrate and to judge on",
             f'put rows of yours into calibration/{NUMBERS_FILE}, {{"instances": [[...]]}}, or set precision = "fp32"',
         )
     try:
-        return np.asarray(json.loads(paths[0].read_bytes())["instances"], np.float32).reshape(-1, *shape)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"calibration/{NUMBERS_FILE} has no instances of the shape {list(shape)}",
-            'write {"instances": [[...]]}',
-        ) from error
+        return item.read(paths[0].read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"calibration/{NUMBERS_FILE} has {error}", 'write {"instances": [[...]]}') from error

@@ -15,6 +15,7 @@ class ServiceError(Exception):
     code = "internal_error"
     cure = "try again; if it persists, tell the operator the X-Request-ID of this answer"
     retry_after_seconds: int | None = None
+    more_headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, *, cure: str | None = None, detail: str = "") -> None:
         super().__init__(message)
@@ -25,7 +26,8 @@ class ServiceError(Exception):
     @property
     def headers(self) -> Mapping[str, str]:
         """HTTP headers that go with the error."""
-        return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
+        retry = {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
+        return {**self.more_headers, **retry}
 
 
 # The request is wrong.
@@ -72,12 +74,7 @@ class MethodNotAllowed(ServiceError):
 
     def __init__(self, message: str, allow: str) -> None:
         super().__init__(message)
-        self.allow = allow
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The methods that the route has."""
-        return {"Allow": self.allow}
+        self.more_headers = {"Allow": allow}
 
 
 class BodyTimeout(ServiceError):
@@ -86,11 +83,7 @@ class BodyTimeout(ServiceError):
     status = 408
     code = "body_timeout"
     cure = "send a smaller image, or send it faster"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Whoever sends so slowly is not waited for again."""
-        return {"Connection": "close"}
+    more_headers: Mapping[str, str] = {"Connection": "close"}  # whoever sends so slowly is not waited for again
 
 
 class BodyTooLarge(ServiceError):
@@ -158,11 +151,7 @@ class Unauthorized(ServiceError):
     status = 401
     code = "unauthorized"
     cure = "send the header Authorization: Bearer TOKEN with the token of MENAGERIE_ADMIN_TOKEN"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """How to authenticate."""
-        return {"WWW-Authenticate": "Bearer"}
+    more_headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 
 class Conflict(ServiceError):

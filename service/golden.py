@@ -1,16 +1,13 @@
 """Golden inputs: what every version is asked before it goes live, and how its labels agree with the live one's."""
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from models.artifact import NUMBERS_FILE, SAMPLES, is_regular
-from models.inputs import PICTURE_SUFFIXES, ImageInput, Input
+from models.inputs import PICTURE_SUFFIXES, ImageInput, Input, NumbersInput
 from service.errors import RepositoryError, ServiceError
 from service.servable import Item, Servable
 
@@ -18,7 +15,6 @@ GOLDEN_DIRECTORY = "golden"
 MAX_INPUTS = 64
 MAX_INPUT_BYTES = 32 * 2**20
 TIMEOUT_SECONDS = 120.0
-
 
 Answers = Mapping[tuple[str, str], str]
 """The best label for each input, by the input's name and its content's SHA-256; else the error's code in brackets."""
@@ -53,7 +49,7 @@ def read(model: Path, spec: Input) -> Mapping[str, Item]:
     try:
         if isinstance(spec, ImageInput):
             return _pictures(directory if directory.is_dir() else SAMPLES)
-        return _numbers(directory / NUMBERS_FILE, spec.shape)
+        return _numbers(directory / NUMBERS_FILE, spec)
     except OSError as error:
         raise RepositoryError(
             f"the golden inputs cannot be read: {error.strerror}", cure="check their permissions", detail=str(directory)
@@ -70,18 +66,16 @@ def _pictures(directory: Path) -> dict[str, Item]:
     return {path.name: path.read_bytes() for path in paths}
 
 
-def _numbers(path: Path, shape: tuple[int, ...]) -> dict[str, Item]:
+def _numbers(path: Path, spec: NumbersInput) -> dict[str, Item]:
     if not path.exists():
-        rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+        rows = spec.samples()
     elif not is_regular(path) or path.stat().st_size > MAX_INPUT_BYTES:
         raise RepositoryError(f"golden {path.name} is no file, or too large", cure="replace it by a smaller file")
     else:
         try:
-            rows = np.asarray(json.loads(path.read_bytes())["instances"], np.float32).reshape(-1, *shape)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RepositoryError(
-                f"golden {path.name} has no instances of the shape {list(shape)}", cure='write {"instances": [[...]]}'
-            ) from error
+            rows = spec.read(path.read_bytes())
+        except ValueError as error:
+            raise RepositoryError(f"golden {path.name} has {error}", cure='write {"instances": [[...]]}') from error
     return {f"instance {index}": row for index, row in enumerate(rows[:MAX_INPUTS])}
 
 

@@ -120,16 +120,7 @@ class Loader:
             tuning = await asyncio.to_thread(tuned, content, planned, classes, usable_cores(), kept)
             planned = tuning.applied(planned)
         engine = Engine(content, planned)
-        opening = asyncio.ensure_future(asyncio.to_thread(engine.open, manifest.spec.num_classes))
-        try:
-            await asyncio.shield(opening)
-        except asyncio.CancelledError:  # a session in the making cannot be stopped, so it is waited for
-            await asyncio.wait({opening})
-            engine.close()
-            raise
-        except DeviceLost:
-            self._lifecycle.lose_device()
-            raise
+        await self._warm(engine, manifest.spec.num_classes)
         wanted = _PROVIDERS.get(settings.provider, planned.provider)
         if engine.provider != wanted:
             cure = "MENAGERIE_REQUIRE_GPU=true refuses to serve so"
@@ -158,6 +149,18 @@ class Loader:
             tuning=tuning,
             memory_bytes=max(0, resident_bytes(os.getpid()) - before),
         )
+
+    async def _warm(self, engine: Engine, classes: int) -> None:
+        opening = asyncio.ensure_future(asyncio.to_thread(engine.open, classes))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:  # a session in the making cannot be stopped, so it is waited for
+            await asyncio.wait({opening})
+            engine.close()
+            raise
+        except DeviceLost:
+            self._lifecycle.lose_device()
+            raise
 
 
 def _check_memory(kind: str, onnx_bytes: int, expected_bytes: int, free_bytes: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -20,6 +21,15 @@ def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
     except (OSError, ValueError):  # no cgroup, or its quota is "max"
         pass
     return max(1, cores)
+
+
+def processor() -> str:
+    """The processor's name; its kind where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def available_memory_bytes(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:

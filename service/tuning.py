@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 
 from models.inputs import Frozen
 from service.engine import CPU, Engine, Plan
+from service.machine import processor
 
 log = structlog.get_logger()
 
@@ -71,12 +71,7 @@ def tuned(content: bytes, plan: Plan, classes: int, cores: int, directory: Path)
 
 def _key(content: bytes, plan: Plan, cores: int) -> str:
     """The same model under the same plan on the same kind of machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next((line for line in lines if line.startswith("model name")), platform.machine())
-    except OSError:
-        processor = platform.processor()
-    described = [onnxruntime.__version__, processor, cores, plan.provider, plan.buckets]
+    described = [onnxruntime.__version__, processor(), cores, plan.provider, plan.buckets]
     return hashlib.sha256(hashlib.sha256(content).digest() + json.dumps(described).encode()).hexdigest()
 
 

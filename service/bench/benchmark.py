@@ -22,7 +22,7 @@ from service.bench.report import Report, Result
 from service.bench.server import BenchError, Served, running, started, wait_until_ready
 from service.conversion import Converter
 from service.engine import CPU, Engine, plan
-from service.machine import gpu_names, usable_cores
+from service.machine import gpu_names, processor, usable_cores
 from service.memory import tune_malloc
 from service.preprocess import Shortcuts, decode
 from service.repository import Repository, read_published
@@ -196,7 +196,7 @@ def _machine(wanted: Plan, body: bytes, kind: str, provider: str) -> dict[str, s
             request = f"{wanted.image.name}, {image.format} of {image.width}x{image.height}, {len(body)} bytes"
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "processor": f"{_processor()}, {usable_cores()} cores",
+        "processor": f"{processor()}, {usable_cores()} cores",
         "GPU": ", ".join(gpu_names()) or "none",
         "provider": provider,
         "request": request,
@@ -211,11 +211,3 @@ def _versions(names: Sequence[str]) -> Iterator[str]:
             yield f"{name} {metadata.version(name)}"
         except metadata.PackageNotFoundError:
             continue
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
