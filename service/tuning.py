@@ -29,6 +29,8 @@ MEASURED_SECONDS = 0.4
 ROUNDS = 2
 ENOUGH = 0.97
 """A batch is large enough that gives this share of the best throughput: a larger one only makes its items wait."""
+WORTH_INSTANCES = 1.1
+"""So many times as fast must more instances be, of fewer threads each: a lone request is slower with them."""
 
 
 class Tuning(Frozen):
@@ -99,7 +101,7 @@ def _measure(content: bytes, plan: Plan, classes: int, cores: int) -> Tuning:
         finally:
             engine.close()
         measured[_named(candidate, batch)] = round(speed, 1)
-        if speed > fastest:
+        if speed > fastest * (WORTH_INSTANCES if candidate.instances > best.instances else 1.0):
             best, fastest = candidate, speed
     engine = Engine(content, best)
     engine.open(classes)

@@ -49,15 +49,23 @@ class Report:
         return {part: min(each.cpu_milliseconds for each in self.limits if each.part == part) for part in parts}
 
     def limit(self, result: Result) -> float | None:
-        """Requests a second that this machine could answer if it did nothing but these parts and run the clients."""
+        """Requests a second that this machine could answer if it did nothing but these parts and run the clients.
+
+        A client waits for its answer: few clients are bound by the parts one after the other, each on one thread.
+        """
         least = self.least_cpu()
         if not least:
             return None
+        engine = [each.rate for each in self.limits if each.part == "engine"]
         on_cores = sum(cpu for part, cpu in least.items() if not (self.on_gpu and part == "engine"))
         rate = self.cores * 1000 / (on_cores + result.client_cpu_milliseconds)
         if self.on_gpu:  # the device works beside the cores
-            rate = min(rate, max(each.rate for each in self.limits if each.part == "engine"))
-        return rate
+            rate = min(rate, max(engine))
+        first = {
+            each.part: 1000 / each.rate for each in reversed(self.limits) if each.part in ("preprocessing", "engine")
+        }
+        alone = sum(first.values()) + least["HTTP"] + result.client_cpu_milliseconds
+        return min(rate, result.load.clients * 1000 / alone)
 
     def to_json(self) -> dict[str, Any]:
         """Everything."""

@@ -54,6 +54,14 @@ def test_the_fastest_is_chosen_with_the_smallest_batch_that_is_enough(planned, c
         tuned(content, planned, 3, 4, tmp_path)
 
 
+@pytest.mark.parametrize(("times", "instances"), [(1.09, 1), (1.11, 4)])
+def test_more_instances_must_be_faster_by_a_tenth(planned, content, tmp_path, monkeypatch, times, instances):
+    monkeypatch.setattr(
+        tuning, "throughput", lambda engine, batch: batch * (times if engine.plan.instances == 4 else 1)
+    )
+    assert tuned(content, planned, 3, 4, tmp_path).instances == instances
+
+
 def test_what_cannot_be_kept_is_used_all_the_same(planned, content, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "MEASURED_SECONDS", 0.001)
     (tmp_path / "file").write_text("no directory")

@@ -53,6 +53,12 @@ def test_the_limit_of_cores_is_all_parts_and_the_clients_one_after_the_other():
     assert report().limit(result()) == pytest.approx(2 * 1000 / (1.0 + 0.3 + 0.1 + 0.1))
 
 
+def test_one_client_waits_for_each_part_on_one_thread():
+    one_thread = 1000 / 990 + 1000 / 4000 + 0.1  # preprocessing, a batch of one, HTTP
+    client = result(1).client_cpu_milliseconds
+    assert report().limit(result(1)) == pytest.approx(1000 / (one_thread + client))
+
+
 def test_a_gpu_works_beside_the_cores():
     assert report(on_gpu=True).limit(result()) == pytest.approx(2 * 1000 / (1.0 + 0.1 + 0.1))
     slow = [each for each in LIMITS if each.part != "engine"] + [limit("engine", "batch 32", 700.0, 0.3)]
