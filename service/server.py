@@ -39,6 +39,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "ws": "none",
         "log_config": None,
         "access_log": False,
+        "proxy_headers": False,  # nobody asks where a request came from
         "server_header": False,
         "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
         # What still waits then is told so, a second before the process ends in any case.

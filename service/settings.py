@@ -68,9 +68,7 @@ class Settings(BaseSettings):
 
     # Batching.
     max_batch_size: PositiveInt = Field(
-        32,
-        le=1024,
-        description="Images in one engine call, at most; a CPU takes fewer, where more proved slower on loading",
+        32, le=1024, description="Images in one engine call, at most; with tune, as many as proved useful"
     )
     max_queue_delay_seconds: Delay = Field(
         0.0, description="How long the oldest image may wait for company; 0 never keeps an idle engine waiting"
@@ -119,7 +117,7 @@ class Settings(BaseSettings):
     # Telling.
     log_format: Literal["auto", "text", "json"] = Field("auto", description="auto is text on a terminal, else JSON")
     log_requests: Literal["all", "failed", "none"] = Field(
-        "all", description="Which requests get a line in the log; failed are those answered with an error"
+        "failed", description="Which requests get a line in the log; failed are those answered with an error"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level to log")
 
