@@ -1,8 +1,11 @@
 """Groups concurrent items into one engine call.
 
-Work-conserving: an idle engine with a waiting item starts at once; while it runs, the queue fills. Callers live on the
-event loop, and runner threads call the engine, one an instance; between them stand one lock and, for each batch, one
-call back.
+Callers live on the event loop. Items are prepared on any threads and join the queue from there; runner threads, one an
+instance, take what waits and call the engine; for each batch, one call goes back to the loop.
+
+An idle engine with a waiting item starts at once; while it runs, the queue fills. An engine that has just been busy
+waits a moment for those whom it has answered, and for items that are being prepared: a larger batch repays a small part
+of a call.
 """
 
 import asyncio
@@ -25,6 +28,11 @@ Run = Callable[[Array], Array]
 
 log = structlog.get_logger()
 
+# How long an engine that was busy waits for company, as a share of its last call and in seconds at most: for callers
+# who may come again as soon as they are answered, and for items that are known to be on their way.
+_RETURNING = 0.05, 0.002
+_COMING = 0.2, 0.05
+
 
 class Answer(NamedTuple):
     """What the engine said of one item, and how long it took."""
@@ -42,14 +50,15 @@ class Observer(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Item:
-    """One input on its way through the engine; its future is settled once, on the event loop."""
+class Place:
+    """One item's way through the engine; its future is settled once, on the event loop."""
 
-    value: Array
-    enqueued: float
     deadline: float
     request_id: str
     result: asyncio.Future[Answer | ServiceError]
+    value: Array | None = None
+    """None until it is prepared."""
+    enqueued: float = 0.0
 
     def settle(self, outcome: Answer | ServiceError) -> None:
         """Answers the caller, unless the caller has gone."""
@@ -58,7 +67,7 @@ class Item:
 
 
 class Batcher:
-    """A bounded queue before one engine. Every method but the runner's own is called on the event loop."""
+    """A bounded queue before one engine. Every method but `enter` and the runner's own is called on the event loop."""
 
     def __init__(
         self,
@@ -67,7 +76,6 @@ class Batcher:
         name: str,
         max_batch_size: int,
         max_queue_images: int,
-        max_queue_bytes: int,
         max_queue_delay_seconds: float = 0.0,
         instances: int = 1,
         turns: Turns | None = None,
@@ -78,14 +86,14 @@ class Batcher:
         self._name = name
         self._max_batch_size = max_batch_size
         self._max_queue_images = max_queue_images
-        self._max_queue_bytes = max_queue_bytes
         self._max_queue_delay_seconds = max_queue_delay_seconds
         self._observer = observer
         self._on_device_lost = on_device_lost
-        self._queue: deque[Item] = deque()
-        self._queued_bytes = 0
-        self._changed = threading.Condition()  # guards the queue, its bytes and the flag below
+        self._queue: deque[Place] = deque()
+        self._changed = threading.Condition()  # guards the queue, and what follows
+        self._coming = 0  # items that are expected and have not entered
         self._closing = False
+        self._last_call = 0.0, 0.0  # when it ended, and how long it took
         self._turns = turns or Turns(instances)
         self._running_since: list[float | None] = [None] * instances
         self._runners = [
@@ -100,7 +108,7 @@ class Batcher:
             runner.start()
 
     async def close(self) -> None:
-        """Refuses new items, answers those that wait, then ends the runner."""
+        """Refuses new items, answers those that wait or are expected, then ends the runners."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -117,49 +125,53 @@ class Batcher:
         now = time.monotonic()
         return max(0.0 if since is None else now - since for since in self._running_since)
 
-    async def submit(self, values: Sequence[Array], deadline: float) -> list[Answer | ServiceError]:
-        """An outcome for each value, in order; all are admitted or none.
+    def expect(self, count: int, deadline: float) -> list[Place]:
+        """Places for so many items, all or none. Each is to `enter` once, from whichever thread prepares it.
 
-        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady, DeadlinePassed. When the caller
-        is cancelled, what still waits is never run.
+        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady.
         """
-        items = self._enqueue(values, deadline)
+        request_id = REQUEST_ID.get()
+        items = [Place(deadline, request_id, self._loop.create_future()) for _ in range(count)]
+        with self._changed:
+            if self._closing:
+                raise ModelNotReady(f"{self._name} is being unloaded")
+            if not self._has_room(count):
+                self._queue = deque(item for item in self._queue if not item.result.done())  # their callers have gone
+                if not self._has_room(count):
+                    raise QueueFull(f"{len(self._queue) + self._coming} images wait for {self._name} already")
+            self._coming += count
+        return items
+
+    def _has_room(self, count: int) -> bool:
+        return len(self._queue) + self._coming + count <= self._max_queue_images
+
+    def enter(self, item: Place, prepared: Array | ServiceError | None) -> None:
+        """An expected item joins the queue, or its caller is told why not; None where the caller has gone.
+
+        Any thread may call this.
+        """
+        with self._changed:
+            self._coming -= 1
+            if isinstance(prepared, np.ndarray):
+                item.value, item.enqueued = prepared, time.monotonic()
+                self._queue.append(item)
+            self._changed.notify()
+        if isinstance(prepared, ServiceError):
+            self._to_loop(item.settle, prepared)
+
+    async def answers(self, items: Sequence[Place], deadline: float) -> list[Answer | ServiceError]:
+        """An outcome for each of the expected items, in order.
+
+        Raises DeadlinePassed. When the caller is cancelled, what still waits is never run.
+        """
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                if len(items) == 1:  # most requests: gather costs as much as all of the queue
-                    return [await items[0].result]
-                return await asyncio.gather(*(item.result for item in items))
+                return [await item.result for item in items]
         except TimeoutError:
             raise DeadlinePassed("the answer was not ready before the deadline") from None
         finally:
             for item in items:
                 item.result.cancel()
-
-    def _enqueue(self, values: Sequence[Array], deadline: float) -> list[Item]:
-        now, size = time.monotonic(), sum(value.nbytes for value in values)
-        request_id = REQUEST_ID.get()
-        items = [Item(value, now, deadline, request_id, self._loop.create_future()) for value in values]
-        with self._changed:
-            if self._closing:
-                raise ModelNotReady(f"{self._name} is being unloaded")
-            if not self._has_room(len(items), size):
-                self._forget_gone()
-                if not self._has_room(len(items), size):
-                    raise QueueFull(f"{len(self._queue)} images wait for {self._name} already")
-            self._queue.extend(items)
-            self._queued_bytes += size
-            self._changed.notify()
-        return items
-
-    def _has_room(self, images: int, size: int) -> bool:
-        return (
-            len(self._queue) + images <= self._max_queue_images and self._queued_bytes + size <= self._max_queue_bytes
-        )
-
-    def _forget_gone(self) -> None:
-        """Drops the items whose callers have gone, so that they keep no place."""
-        self._queue = deque(item for item in self._queue if not item.result.done())
-        self._queued_bytes = sum(item.value.nbytes for item in self._queue)
 
     # From here on: the runner threads.
 
@@ -173,24 +185,29 @@ class Batcher:
                 if batch:
                     self._run_batch(runner, batch)
 
-    def _run_batch(self, runner: int, batch: list[Item]) -> None:
+    def _run_batch(self, runner: int, batch: list[Place]) -> None:
         self._running_since[runner] = started = time.monotonic()
         try:
             outcomes = self._execute(batch, started)
         except Exception:  # a mistake of ours: it costs this batch, and the runner goes on
             log.exception("a batch failed", model=self._name)
             outcomes = [InferenceFailed("the server made a mistake")] * len(batch)
-        self._running_since[runner] = None
+        ended = time.monotonic()
+        self._running_since[runner], self._last_call = None, (ended, ended - started)
+        self._to_loop(_settle, batch, outcomes)
+
+    def _to_loop(self, call: Callable[..., None], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(_settle, batch, outcomes)
+            self._loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:  # the loop is closed: nobody waits any more
-            log.debug("the event loop ended before a batch", model=self._name)
+            log.debug("the event loop ended before an answer", model=self._name)
 
     def _wait(self) -> bool:
         """Blocks until something is to be run; false when the batcher is closed and its queue answered."""
         with self._changed:
             while not self._is_due():
-                if self._closing and not self._queue:
+                if self._closing and not self._queue and not self._coming:
+                    self._changed.notify_all()  # the other runners, which sleep
                     return False
                 self._changed.wait(self._patience())
             return True
@@ -201,25 +218,29 @@ class Batcher:
         return bool(self._queue) and (full or self._closing or self._patience() == 0.0)
 
     def _patience(self) -> float | None:
-        """Seconds until the oldest item has waited long enough; None where nothing waits."""
+        """Seconds until there is no more reason to wait for company; None where nothing waits."""
         if not self._queue:
             return None
-        return max(0.0, self._queue[0].enqueued + self._max_queue_delay_seconds - time.monotonic())
+        until = self._queue[0].enqueued + self._max_queue_delay_seconds
+        if len(self._runners) == 1:  # of several, each takes what the others leave
+            ended, seconds = self._last_call
+            share, most = _COMING if self._coming else _RETURNING
+            until = max(until, ended + min(share * seconds, most))
+        return max(0.0, until - time.monotonic())
 
-    def _pop_batch(self) -> list[Item]:
+    def _pop_batch(self) -> list[Place]:
         """Up to max_batch_size items whose callers still wait; none while the oldest may wait for company."""
         now = time.monotonic()
-        batch: list[Item] = []
+        batch: list[Place] = []
         if not self._is_due():  # another runner was faster
             return batch
         while self._queue and len(batch) < self._max_batch_size:
             item = self._queue.popleft()
-            self._queued_bytes -= item.value.nbytes
             if not item.result.done() and item.deadline > now:
                 batch.append(item)
         return batch
 
-    def _execute(self, batch: Sequence[Item], started: float) -> Sequence[Answer | ServiceError]:
+    def _execute(self, batch: Sequence[Place], started: float) -> Sequence[Answer | ServiceError]:
         """An outcome for each item."""
         rows = self._attempt(batch)
         seconds = time.monotonic() - started
@@ -231,14 +252,14 @@ class Batcher:
             for row, wait in zip(rows, waits, strict=True)
         ]
 
-    def _attempt(self, batch: Sequence[Item]) -> Sequence[Array | ServiceError]:
+    def _attempt(self, batch: Sequence[Place]) -> Sequence[Array | ServiceError]:
         """A row or an error for each item. A failing batch is halved until what fails stands alone.
 
         Halving also makes room where a GPU's memory was too small for the whole batch.
         """
         try:
             # One item is a batch as it is; of several, the copy is a hundredth of what decoding them took.
-            values = [item.value for item in batch]
+            values = [item.value for item in batch if item.value is not None]
             rows = self._run(np.stack(values) if len(values) > 1 else values[0][np.newaxis])
             if len(rows) != len(batch):
                 raise ValueError(f"{len(rows)} rows for {len(batch)} items")  # noqa: TRY301 - handled like the engine's
@@ -260,6 +281,6 @@ class Batcher:
         ]
 
 
-def _settle(batch: Sequence[Item], outcomes: Sequence[Answer | ServiceError]) -> None:
+def _settle(batch: Sequence[Place], outcomes: Sequence[Answer | ServiceError]) -> None:
     for item, outcome in zip(batch, outcomes, strict=True):
         item.settle(outcome)

@@ -1,21 +1,24 @@
 """Image bytes -> uint8 pixels, as the artifact asks."""
 
-import asyncio
 import math
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Self
 
 import numpy as np
+import structlog
 from PIL import Image
 
 from models.inputs import ImageInput
 from service import raster
-from service.errors import QueueFull, ShuttingDown
+from service.errors import QueueFull, ServiceError, ShuttingDown
 from service.imagefile import UPRIGHT, Opened, open_image
 from service.raster import Raster
 from service.settings import Settings
+
+log = structlog.get_logger()
 
 Picture = Image.Image | Raster
 
@@ -30,6 +33,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pillow's, in pixels.
+_SUPPORTS = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2, Image.Resampling.LANCZOS: 3}
 SIDEWAYS = {5, 6, 7, 8}
 MIRRORED = {2, 3, 6, 7}
 UPSIDE_DOWN = {3, 4, 7, 8}
@@ -116,11 +121,14 @@ def _fitted(opened: Opened, spec: ImageInput) -> Picture:
 
     x0, x1 = left * reduced[0] / new_width, right * reduced[0] / new_width
     y0, y1 = top * reduced[1] / new_height, bottom * reduced[1] / new_height
-    if resampling == Image.Resampling.BILINEAR and orientation == UPRIGHT:
-        return picture.resize((spec.width, spec.height), resampling, (x0, y0, x1, y1))
-    # Filters that overshoot are clipped between the two passes, so their order shows: up to 58 of 255 at hard edges.
-    # Horizontal first is what Pillow did up to 12, and what 13 does with most whole pictures, but not with parts of
-    # them. The picture is turned in between, where it is small.
+    if orientation == UPRIGHT:  # rows that the second pass would not look at need no first
+        reach = _SUPPORTS[resampling] * max(1.0, (y1 - y0) / spec.height)
+        first, last = max(0, math.floor(y0 - reach)), min(picture.height, math.ceil(y1 + reach))
+        picture = picture.crop((0, first, picture.width, last))
+        y0, y1 = y0 - first, y1 - first
+    # Values are rounded between the two passes, and clipped where a filter overshoots, so their order shows: up to 58
+    # of 255 at hard edges. Horizontal first is what Pillow did up to 12, and what 13 does with most whole pictures, but
+    # not with parts of them. The picture is turned in between, where it is small.
     if orientation in MIRRORED:
         x0, x1 = reduced[0] - x1, reduced[0] - x0
     if orientation in SIDEWAYS:
@@ -131,32 +139,24 @@ def _fitted(opened: Opened, spec: ImageInput) -> Picture:
     return _upright(strip, orientation).resize((spec.width, spec.height), resampling, box)
 
 
+Decoded = Callable[[np.ndarray | ServiceError | None], None]
+"""Takes the pixels, or why there are none; None where nobody wants them any more. Called once."""
+
+
 @dataclass(slots=True, eq=False)
-class _Job:
-    """One image on its way through the pool; its future is settled once, on the event loop."""
+class Job:
+    """One image on its way through the pool."""
 
     data: bytes | memoryview
     spec: ImageInput
-    result: asyncio.Future[np.ndarray]
+    then: Decoded
+    """Called on the thread that decoded the image."""
     claim: threading.Lock = field(default_factory=threading.Lock)
-    """Taken once: by the thread that decodes it, or by its caller on leaving before that."""
-
-    def settle(self, outcome: np.ndarray | Exception) -> None:
-        """Answers the caller, unless the caller has gone."""
-        if self.result.done():
-            return
-        if isinstance(outcome, Exception):
-            self.result.set_exception(outcome)
-        else:
-            self.result.set_result(outcome)
+    """Taken once: by the thread that decodes the image, or by whoever drops it before that."""
 
 
 class DecodePool:
-    """Threads that decode, and a bound on what waits for them. Every method is called on one event loop.
-
-    Between the loop and the threads stands a queue, and for each image one call back: concurrent.futures takes twice
-    the time to get an image there and back.
-    """
+    """Threads that decode, and a bound on what waits for them. Every method is called on one event loop."""
 
     def __init__(self, threads: int, max_images: int, max_pixels: int, shortcuts: Shortcuts = EXACT) -> None:
         self.threads = threads
@@ -164,12 +164,12 @@ class DecodePool:
         self.max_pixels = max_pixels
         self.shortcuts = shortcuts
         self._held = 0
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._counting = threading.Lock()  # guards it
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Starts to take images."""
-        self._loop = asyncio.get_running_loop()
         self._threads = [
             threading.Thread(target=self._serve, name=f"decode-{number}", daemon=True) for number in range(self.threads)
         ]
@@ -177,49 +177,49 @@ class DecodePool:
             thread.start()
 
     def close(self) -> None:
-        """Takes no more images, and waits for those taken: each of their callers is answered."""
+        """Takes no more images, and waits for those taken."""
         threads, self._threads = self._threads, []
         for _ in threads:
             self._jobs.put(None)
         for thread in threads:
             thread.join()
 
-    async def decode(self, data: bytes | memoryview, spec: ImageInput) -> np.ndarray:
-        """`decode` in one of the threads. A cancelled caller's image is skipped.
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Has the images decoded, all or none, in their order.
 
-        Raises what `decode` raises, QueueFull at once when `max_images` are waiting or running, or ShuttingDown.
+        Raises QueueFull where more than `max_images` would be waiting or running, or ShuttingDown.
         """
         if not self._threads:
             raise ShuttingDown("images are no longer decoded")
-        if self._held == self.max_images:
-            raise QueueFull(f"{self.max_images} images are waiting to be decoded")
-        self._held += 1
-        job = _Job(data, spec, self._loop.create_future())
-        self._jobs.put(job)
-        try:
-            return await job.result
-        except asyncio.CancelledError:
-            if job.claim.acquire(blocking=False):  # no thread has begun with it
-                self._held -= 1
-            raise
+        with self._counting:
+            if self._held + len(jobs) > self.max_images:
+                raise QueueFull(f"{self._held} images are waiting to be decoded")
+            self._held += len(jobs)
+        for job in jobs:
+            self._jobs.put(job)
 
-    def _leave(self, job: _Job, outcome: np.ndarray | Exception) -> None:
-        self._held -= 1
-        job.settle(outcome)
+    def drop(self, job: Job) -> None:
+        """Nobody wants the image any more: it is not decoded, unless a thread is at it."""
+        if job.claim.acquire(blocking=False):
+            self._end(job, None)
+
+    def _end(self, job: Job, outcome: np.ndarray | ServiceError | None) -> None:
+        with self._counting:
+            self._held -= 1
+        job.then(outcome)
 
     # From here on: the threads.
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if not job.claim.acquire(blocking=False):
-                continue
-            try:
-                self._loop.call_soon_threadsafe(self._leave, job, self._outcome(job))
-            except RuntimeError:  # the loop is closed: nobody waits any more
-                return
+            if job.claim.acquire(blocking=False):
+                self._end(job, self._outcome(job))
 
-    def _outcome(self, job: _Job) -> np.ndarray | Exception:
+    def _outcome(self, job: Job) -> np.ndarray | ServiceError:
         try:
             return decode(job.data, job.spec, max_pixels=self.max_pixels, shortcuts=self.shortcuts)
-        except Exception as error:  # noqa: BLE001 - the caller's to judge
+        except ServiceError as error:
             return error
+        except Exception:  # a mistake of ours: it costs this image, and the thread goes on
+            log.exception("decoding failed")
+            return ServiceError("the server made a mistake")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from models.artifact import Manifest
-from models.inputs import ImageInput, NumbersInput
-from service.batcher import Answer, Batcher
+from models.inputs import ImageInput
+from service.batcher import Answer, Batcher, Place
 from service.engine import Engine
-from service.errors import DeadlinePassed, InvalidInput, ServiceError
+from service.errors import InvalidInput, ServiceError
 from service.metrics import ServableMetrics
 from service.postprocess import Prediction, top_classes
-from service.preprocess import DecodePool
+from service.preprocess import Decoded, DecodePool, Job
 from service.tuning import Tuning
 
 Array = np.ndarray[Any, Any]
@@ -108,26 +108,27 @@ class Servable:
         DeadlinePassed, which befall the request as a whole.
         """
         started = time.monotonic()
+        checked = [self._checked(item) for item in items]
+        usable = [item for item in checked if not isinstance(item, ServiceError)]
+        places = self.batcher.expect(len(usable), deadline)
         self._inflight += len(items)
+        jobs: Sequence[Job] = ()
         try:
-            async with asyncio.timeout(deadline - started):
-                values = await self._prepare(items)
-                decoded = time.monotonic()
-                usable = [value for value in values if not isinstance(value, ServiceError)]
-                answers = await self.batcher.submit(usable, deadline) if usable else []
-        except TimeoutError:
-            raise DeadlinePassed("the answer was not ready before the deadline") from None
+            jobs = self._prepare(usable, places)
+            answers = await self.batcher.answers(places, deadline)
         finally:
             self._inflight -= len(items)
+            for job in jobs:
+                self._decoders.drop(job)
         for answer in answers:
             if isinstance(answer, ServiceError) and answer.retry_after_seconds is not None:
                 raise answer  # it befell the engine, not the item: the whole request may come again
         remaining = iter(answers)
-        outcomes = [value if isinstance(value, ServiceError) else next(remaining) for value in values]
+        outcomes = [item if isinstance(item, ServiceError) else next(remaining) for item in checked]
         answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         return Outcome(
             results=[self._postprocess(outcome, top_k) for outcome in outcomes],
-            decode_seconds=decoded - started,
+            decode_seconds=max((place.enqueued - started for place in places if place.enqueued), default=0.0),
             queue_seconds=max((answer.queue_seconds for answer in answered), default=0.0),
             inference_seconds=max((answer.inference_seconds for answer in answered), default=0.0),
         )
@@ -137,40 +138,45 @@ class Servable:
             outcome if isinstance(outcome, ServiceError) else top_classes(outcome.row, self.manifest.spec.labels, top_k)
         )
 
-    async def _prepare(self, items: Sequence[Item | ServiceError]) -> list[Array | ServiceError]:
+    def _checked(self, item: Item | ServiceError) -> Item | ServiceError:
+        """The item, or why it cannot be used, as far as that is known before it is decoded."""
         spec = self.manifest.spec.input
-        if isinstance(spec, NumbersInput):
-            return [_numbers(item, spec) for item in items]
-        if len(items) == 1:
-            return [await self._decode(items[0], spec)]
-        decoding = [asyncio.ensure_future(self._decode(item, spec)) for item in items]
-        try:
-            return await asyncio.gather(*decoding)
-        finally:
-            for each in decoding:  # where one item has no place, the others are not decoded for nobody
-                each.cancel()
-
-    async def _decode(self, item: Item | ServiceError, spec: ImageInput) -> Array | ServiceError:
         if isinstance(item, ServiceError):
             return item
-        if not isinstance(item, bytes):
-            return InvalidInput(f"{self.name} takes images, not numbers")
-        started = time.monotonic()
-        try:
-            return await self._decoders.decode(item, spec)
-        except ServiceError as error:
-            if error.retry_after_seconds is not None:  # not the item's fault: the request may come again
-                raise
-            return error
-        finally:
-            self.metrics.decode_seconds.observe(time.monotonic() - started)
-
-
-def _numbers(item: Item | ServiceError, spec: NumbersInput) -> Array | ServiceError:
-    if isinstance(item, ServiceError):
+        if isinstance(spec, ImageInput):
+            return item if isinstance(item, bytes) else InvalidInput(f"{self.name} takes images, not numbers")
+        if isinstance(item, bytes):
+            return InvalidInput("the model takes numbers, not an image", cure='send JSON: {"instances": [[5.1, 3.5]]}')
+        if item.shape != spec.shape:
+            shapes = f"{list(item.shape)}, and the model takes {list(spec.shape)}"
+            return InvalidInput(f"an instance has the shape {shapes}")
         return item
-    if isinstance(item, bytes):
-        return InvalidInput("the model takes numbers, not an image", cure='send JSON: {"instances": [[5.1, 3.5]]}')
-    if item.shape != spec.shape:
-        return InvalidInput(f"an instance has the shape {list(item.shape)}, and the model takes {list(spec.shape)}")
-    return item
+
+    def _prepare(self, items: Sequence[Item], places: Sequence[Place]) -> Sequence[Job]:
+        """Numbers join the queue at once, images when they are decoded. Raises QueueFull, ShuttingDown."""
+        spec, jobs = self.manifest.spec.input, []
+        for item, place in zip(items, places, strict=True):
+            if isinstance(spec, ImageInput) and isinstance(item, bytes):
+                jobs.append(Job(item, spec, self._joining(place)))
+            else:
+                assert not isinstance(item, bytes)
+                self.batcher.enter(place, item)
+        try:
+            if jobs:
+                self._decoders.put(jobs)
+        except ServiceError:
+            for place in places:
+                self.batcher.enter(place, None)
+            raise
+        return jobs
+
+    def _joining(self, place: Place) -> Decoded:
+        """What an image's pixels do: they join the queue, from the thread that decoded them."""
+        started = time.monotonic()
+
+        def join(outcome: Array | ServiceError | None) -> None:
+            self.batcher.enter(place, outcome)
+            if outcome is not None:
+                self.metrics.decode_seconds.observe(time.monotonic() - started)
+
+        return join

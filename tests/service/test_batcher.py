@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Answer, Batcher
-from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, ModelNotReady, QueueFull
+from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, InvalidInput, ModelNotReady, QueueFull
 from service.turns import Turns
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +66,7 @@ class running:  # noqa: N801 - reads as a verb
     """A started batcher, closed at the end."""
 
     def __init__(self, engine, **options):
-        limits = {"max_batch_size": 8, "max_queue_images": 64, "max_queue_bytes": 1 << 20} | options
+        limits = {"max_batch_size": 8, "max_queue_images": 64} | options
         self.engine = engine
         self.batcher = Batcher(engine, name="test", **limits)
 
@@ -78,6 +78,13 @@ class running:  # noqa: N801 - reads as a verb
         if isinstance(self.engine, GatedEngine):
             self.engine.gate.set()
         await self.batcher.close()
+
+
+async def submit(batcher, values, deadline):
+    places = batcher.expect(len(values), deadline)
+    for place, value in zip(places, values, strict=True):
+        batcher.enter(place, value)
+    return await batcher.answers(places, deadline)
 
 
 async def entered(engine):
@@ -92,7 +99,7 @@ async def queued(batcher, count):
 
 async def test_one_item_is_answered_with_its_times():
     async with running(SumEngine()) as batcher:
-        (answer,) = await batcher.submit([item(2)], soon())
+        (answer,) = await submit(batcher, [item(2)], soon())
     assert answer.row == [6]
     assert answer.queue_seconds >= 0
     assert answer.inference_seconds > 0
@@ -101,9 +108,9 @@ async def test_one_item_is_answered_with_its_times():
 async def test_an_idle_engine_starts_at_once_and_what_comes_meanwhile_becomes_the_next_batch():
     engine = GatedEngine()
     async with running(engine) as batcher:
-        first = asyncio.ensure_future(batcher.submit([item(1)], soon()))
+        first = asyncio.ensure_future(submit(batcher, [item(1)], soon()))
         await entered(engine)
-        rest = [asyncio.ensure_future(batcher.submit([item(value)], soon())) for value in range(2, 7)]
+        rest = [asyncio.ensure_future(submit(batcher, [item(value)], soon())) for value in range(2, 7)]
         await queued(batcher, 5)
         engine.gate.set()
         answers = await asyncio.gather(first, *rest)
@@ -114,9 +121,9 @@ async def test_an_idle_engine_starts_at_once_and_what_comes_meanwhile_becomes_th
 async def test_batches_hold_images_not_requests_and_never_too_many():
     engine = GatedEngine()
     async with running(engine, max_batch_size=4) as batcher:
-        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
         await entered(engine)
-        many = asyncio.ensure_future(batcher.submit([item(value) for value in range(9)], soon()))
+        many = asyncio.ensure_future(submit(batcher, [item(value) for value in range(9)], soon()))
         await queued(batcher, 9)
         engine.gate.set()
         await first
@@ -125,35 +132,111 @@ async def test_batches_hold_images_not_requests_and_never_too_many():
     assert [answer.row[0] for answer in answers] == [3 * value for value in range(9)]
 
 
-@pytest.mark.parametrize("limits", [{"max_queue_images": 4}, {"max_queue_bytes": 4 * item(0).nbytes}])
-async def test_a_full_queue_refuses_a_request_whole_and_goes_on(limits):
+async def test_a_full_queue_refuses_a_request_whole_and_goes_on():
     engine = GatedEngine()
-    async with running(engine, **limits) as batcher:
-        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+    async with running(engine, max_queue_images=4) as batcher:
+        first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
         await entered(engine)
-        waiting = asyncio.ensure_future(batcher.submit([item(1)] * 3, soon()))
+        waiting = asyncio.ensure_future(submit(batcher, [item(1)] * 3, soon()))
         await queued(batcher, 3)
         with pytest.raises(QueueFull):
-            await batcher.submit([item(2)] * 2, soon())
+            await submit(batcher, [item(2)] * 2, soon())
         assert batcher.depth() == 3
-        last = asyncio.ensure_future(batcher.submit([item(3)], soon()))
+        last = asyncio.ensure_future(submit(batcher, [item(3)], soon()))
         await queued(batcher, 4)
         engine.gate.set()
         await asyncio.gather(first, waiting, last)
     assert 2.0 not in engine.seen
 
 
+async def test_what_is_expected_takes_room_until_it_is_given_up():
+    async with running(SumEngine(), max_queue_images=2) as batcher:
+        first, second = batcher.expect(2, soon())
+        with pytest.raises(QueueFull, match="2 images"):
+            batcher.expect(1, soon())
+        batcher.enter(second, None)
+        (third,) = batcher.expect(1, soon())
+        for place in (first, third):
+            batcher.enter(place, item(1))
+        assert [answer.row[0] for answer in await batcher.answers([first, third], soon())] == [3, 3]
+
+
+async def test_what_cannot_be_prepared_is_told_and_the_others_are_answered():
+    async with running(SumEngine()) as batcher:
+        places = batcher.expect(3, soon())
+        broken = InvalidInput("broken")
+        for place, prepared in zip(places, (item(1), broken, item(2)), strict=True):
+            await asyncio.to_thread(batcher.enter, place, prepared)
+        first, second, third = await batcher.answers(places, soon())
+    assert (first.row[0], second, third.row[0]) == (3, broken, 6)
+
+
+async def test_an_idle_engine_does_not_wait_for_what_is_expected():
+    engine = SumEngine()
+    async with running(engine) as batcher:
+        places = batcher.expect(2, soon())
+        batcher.enter(places[0], item(1))
+        await batcher.answers(places[:1], soon())
+        batcher.enter(places[1], item(2))
+        await batcher.answers(places[1:], soon())
+    assert engine.sizes == [1, 1]
+
+
+async def test_an_engine_that_was_busy_waits_for_what_is_expected(monkeypatch):
+    monkeypatch.setattr("service.batcher._COMING", (1e9, 20.0))
+    engine = GatedEngine()
+    async with running(engine) as batcher:
+        first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
+        await entered(engine)
+        places = batcher.expect(3, soon())
+        batcher.enter(places[0], item(1))
+        engine.gate.set()
+        await first
+        batcher.enter(places[1], item(2))
+        batcher.enter(places[2], None)  # nobody else comes: what waits is run
+        answers = await batcher.answers(places[:2], soon())
+    assert engine.sizes == [1, 2]
+    assert [answer.row[0] for answer in answers] == [3, 6]
+
+
+async def test_an_engine_waits_a_fifth_of_its_last_call_at_most_for_what_never_comes():
+    engine = GatedEngine()
+    async with running(engine) as batcher:
+        first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
+        await entered(engine)
+        waits, never = batcher.expect(2, soon())
+        batcher.enter(waits, item(1))
+        engine.gate.set()
+        await first
+        await batcher.answers([waits], soon())
+        batcher.enter(never, None)
+    assert engine.sizes == [1, 1]
+
+
+async def test_closing_answers_what_is_expected_and_ends_every_runner():
+    batcher = Batcher(SumEngine(), name="test", max_batch_size=1, max_queue_images=8, instances=3)
+    batcher.start()
+    answered, gone = batcher.expect(2, soon())
+    closing = asyncio.ensure_future(batcher.close())
+    await asyncio.sleep(0)
+    batcher.enter(answered, item(1))
+    (answer,) = await batcher.answers([answered], soon())
+    assert answer.row == [3]
+    batcher.enter(gone, None)
+    await asyncio.wait_for(closing, 20)
+
+
 async def test_a_caller_past_its_deadline_is_told_at_once_and_never_run():
     engine = GatedEngine()
     async with running(engine) as batcher:
-        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
         await entered(engine)
         with pytest.raises(DeadlinePassed):
-            await batcher.submit([item(5)], time.monotonic() + 0.01)
+            await submit(batcher, [item(5)], time.monotonic() + 0.01)
         assert not first.done()
         engine.gate.set()
         await first
-        await batcher.submit([item(1)], soon())
+        await submit(batcher, [item(1)], soon())
     assert 5.0 not in engine.seen
 
 
@@ -161,20 +244,20 @@ async def test_a_deadline_in_the_past_is_an_error_not_a_run():
     engine = SumEngine()
     async with running(engine) as batcher:
         with pytest.raises(DeadlinePassed):
-            await batcher.submit([item(5)], time.monotonic() - 1)
+            await submit(batcher, [item(5)], time.monotonic() - 1)
 
 
 async def test_a_cancelled_caller_is_never_run_and_keeps_no_place():
     engine = GatedEngine()
     async with running(engine, max_queue_images=2) as batcher:
-        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
         await entered(engine)
-        gone = asyncio.ensure_future(batcher.submit([item(7)] * 2, soon()))
+        gone = asyncio.ensure_future(submit(batcher, [item(7)] * 2, soon()))
         await queued(batcher, 2)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        stays = asyncio.ensure_future(batcher.submit([item(1)] * 2, soon()))
+        stays = asyncio.ensure_future(submit(batcher, [item(1)] * 2, soon()))
         await asyncio.sleep(0)
         assert batcher.depth() == 2
         engine.gate.set()
@@ -185,20 +268,20 @@ async def test_a_cancelled_caller_is_never_run_and_keeps_no_place():
 async def test_a_poisoned_item_fails_alone():
     engine = FailingEngine()
     async with running(engine, max_queue_delay_seconds=60) as batcher:  # a full batch does not wait
-        answers = await batcher.submit([item(POISON if value == 3 else value) for value in range(8)], soon())
+        answers = await submit(batcher, [item(POISON if value == 3 else value) for value in range(8)], soon())
     assert isinstance(answers[3], InferenceFailed)
     assert [answer.row[0] for answer in answers if isinstance(answer, Answer)] == [0, 3, 6, 12, 15, 18, 21]
 
 
 async def test_an_item_of_another_shape_runs_alone():
     async with running(SumEngine(), max_batch_size=2, max_queue_delay_seconds=60) as batcher:
-        strange, sound = await batcher.submit([item(1, width=5), item(1)], soon())
+        strange, sound = await submit(batcher, [item(1, width=5), item(1)], soon())
     assert [strange.row, sound.row] == [5, 3]
 
 
 async def test_a_row_that_is_not_finite_fails_alone():
     async with running(SumEngine(), max_batch_size=3, max_queue_delay_seconds=60) as batcher:
-        sound, nan, infinite = await batcher.submit([item(1), item(np.nan), item(np.inf)], soon())
+        sound, nan, infinite = await submit(batcher, [item(1), item(np.nan), item(np.inf)], soon())
     assert sound.row == [3]
     assert isinstance(nan, InferenceFailed)
     assert isinstance(infinite, InferenceFailed)
@@ -206,7 +289,7 @@ async def test_a_row_that_is_not_finite_fails_alone():
 
 async def test_an_engine_that_loses_rows_answers_nobody_wrongly():
     async with running(lambda batch: batch[:0], max_batch_size=2) as batcher:
-        answers = await batcher.submit([item(1), item(2)], soon())
+        answers = await submit(batcher, [item(1), item(2)], soon())
     assert [type(answer) for answer in answers] == [InferenceFailed, InferenceFailed]
 
 
@@ -218,7 +301,7 @@ async def test_a_lost_device_fails_the_batch_once_and_is_reported():
         raise DeviceLost("gone")
 
     async with running(engine, max_queue_delay_seconds=60, on_device_lost=lambda: lost.append(True)) as batcher:
-        answers = await batcher.submit([item(1)] * 8, soon())
+        answers = await submit(batcher, [item(1)] * 8, soon())
     assert calls == [8]
     assert lost == [True]
     assert all(isinstance(answer, DeviceLost) for answer in answers)
@@ -227,27 +310,27 @@ async def test_a_lost_device_fails_the_batch_once_and_is_reported():
 async def test_a_delay_counts_from_the_oldest_item_and_ends_with_a_full_batch():
     engine = SumEngine()
     async with running(engine, max_batch_size=2, max_queue_delay_seconds=60) as batcher:
-        await asyncio.gather(batcher.submit([item(1)], soon()), batcher.submit([item(2)], soon()))
+        await asyncio.gather(submit(batcher, [item(1)], soon()), submit(batcher, [item(2)], soon()))
     assert engine.sizes == [2]
 
 
 async def test_a_lone_item_is_run_when_its_delay_is_over():
     async with running(SumEngine(), max_queue_delay_seconds=0.05) as batcher:
-        (answer,) = await batcher.submit([item(1)], soon())
+        (answer,) = await submit(batcher, [item(1)], soon())
     assert answer.queue_seconds >= 0.05
 
 
 async def test_closing_answers_what_waits_and_refuses_what_comes():
     engine = GatedEngine()
-    batcher = Batcher(engine, name="test", max_batch_size=1, max_queue_images=8, max_queue_bytes=1 << 20)
+    batcher = Batcher(engine, name="test", max_batch_size=1, max_queue_images=8)
     batcher.start()
-    waiting = [asyncio.ensure_future(batcher.submit([item(value)], soon())) for value in range(3)]
+    waiting = [asyncio.ensure_future(submit(batcher, [item(value)], soon())) for value in range(3)]
     await entered(engine)
     await queued(batcher, 2)
     closing = asyncio.ensure_future(batcher.close())
     await asyncio.sleep(0)
     with pytest.raises(ModelNotReady):
-        await batcher.submit([item(9)], soon())
+        await submit(batcher, [item(9)], soon())
     engine.gate.set()
     await closing
     assert [answer.row[0] for (answer,) in await asyncio.gather(*waiting)] == [0, 3, 6]
@@ -257,7 +340,7 @@ async def test_a_running_call_shows_for_how_long():
     engine = GatedEngine()
     async with running(engine) as batcher:
         assert batcher.stuck_seconds() == 0
-        first = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+        first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
         await entered(engine)
         assert batcher.stuck_seconds() > 0
         engine.gate.set()
@@ -271,7 +354,7 @@ async def test_a_mistake_of_ours_costs_one_batch_and_the_runner_goes_on():
 
     async with running(SumEngine(), observer=Observer()) as batcher:
         for _ in range(2):
-            (answer,) = await batcher.submit([item(1)], soon())
+            (answer,) = await submit(batcher, [item(1)], soon())
             assert isinstance(answer, InferenceFailed)
 
 
@@ -283,7 +366,7 @@ async def test_the_observer_is_told_of_every_call():
             told.append((images, len(queue_seconds), inference_seconds > 0))
 
     async with running(SumEngine(), max_batch_size=2, max_queue_delay_seconds=60, observer=Observer()) as batcher:
-        await batcher.submit([item(1)] * 4, soon())
+        await submit(batcher, [item(1)] * 4, soon())
     assert told == [(2, 2, True), (2, 2, True)]
 
 
@@ -309,7 +392,7 @@ def test_every_caller_hears_exactly_its_own_answer(requests, max_batch_size, cap
             tasks = []
             for values, fate in requests:
                 deadline = time.monotonic() - 1 if fate == "expire" else soon()
-                tasks.append(asyncio.ensure_future(batcher.submit([item(value) for value in values], deadline)))
+                tasks.append(asyncio.ensure_future(submit(batcher, [item(value) for value in values], deadline)))
             await asyncio.sleep(0)
             for task, (_, fate) in zip(tasks, requests, strict=True):
                 if fate == "cancel":
@@ -351,7 +434,7 @@ class MeetingEngine(SumEngine):
 async def test_instances_work_at_once_and_one_request_over_several_batches_is_answered_in_order():
     engine = MeetingEngine(calls=2)  # a batch alone would wait for ever
     async with running(engine, instances=2) as batcher:
-        answers = await batcher.submit([item(value) for value in range(64)], soon())
+        answers = await submit(batcher, [item(value) for value in range(64)], soon())
     assert [answer.row[0] for answer in answers] == [3 * value for value in range(64)]
     assert engine.sizes == [8] * 8
 
@@ -359,9 +442,9 @@ async def test_instances_work_at_once_and_one_request_over_several_batches_is_an
 async def test_a_batch_that_waits_for_its_models_turn_still_grows():
     turns, busy, engine = Turns(1), GatedEngine(), SumEngine()
     async with running(busy, turns=turns) as first, running(engine, turns=turns) as second:
-        holding = asyncio.ensure_future(first.submit([item(1)], soon()))
+        holding = asyncio.ensure_future(submit(first, [item(1)], soon()))
         await entered(busy)
-        waiting = [asyncio.ensure_future(second.submit([item(value)], soon())) for value in range(5)]
+        waiting = [asyncio.ensure_future(submit(second, [item(value)], soon())) for value in range(5)]
         await queued(second, 5)
         busy.gate.set()
         await asyncio.gather(holding, *waiting)
@@ -386,9 +469,9 @@ async def test_a_busy_model_does_not_starve_another():
         running(Told("busy"), turns=turns, max_queue_images=1024) as busy,
         running(Told("other"), turns=turns) as other,
     ):
-        many = asyncio.ensure_future(busy.submit([item(value) for value in range(800)], soon()))
+        many = asyncio.ensure_future(submit(busy, [item(value) for value in range(800)], soon()))
         for _ in range(20):
-            await other.submit([item(1)], soon())
+            await submit(other, [item(1)], soon())
         await many
     positions = [position for position, name in enumerate(order) if name == "other"]
     assert len(positions) == 20
@@ -398,12 +481,12 @@ async def test_a_busy_model_does_not_starve_another():
 async def test_ten_thousand_in_the_queue_are_bounded_and_answered_or_told_in_time():
     """What is admitted is answered or told by its deadline; what is beyond the bound is refused at once."""
     engine = GatedEngine()
-    async with running(engine, max_queue_images=9_000, max_queue_bytes=1 << 30, max_batch_size=32) as batcher:
-        blocked = asyncio.ensure_future(batcher.submit([item(0)], soon()))
+    async with running(engine, max_queue_images=9_000, max_batch_size=32) as batcher:
+        blocked = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
         await entered(engine)
         started = time.monotonic()
         deadline = started + 1.0
-        tasks = [asyncio.ensure_future(batcher.submit([item(1)], deadline)) for _ in range(10_000)]
+        tasks = [asyncio.ensure_future(submit(batcher, [item(1)], deadline)) for _ in range(10_000)]
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         seconds = time.monotonic() - started
         kinds = {kind: sum(isinstance(outcome, kind) for outcome in outcomes) for kind in (QueueFull, DeadlinePassed)}
@@ -412,6 +495,6 @@ async def test_ten_thousand_in_the_queue_are_bounded_and_answered_or_told_in_tim
         assert batcher.depth() <= 9_000
         engine.gate.set()
         await blocked
-        (answer,) = await batcher.submit([item(2)], soon())  # none of the expired was run
+        (answer,) = await submit(batcher, [item(2)], soon())  # none of the expired was run
         assert answer.row == [6]
     assert engine.sizes == [1, 1]

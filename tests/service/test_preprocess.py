@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
-from service.preprocess import EXACT, DecodePool, Shortcuts, decode
+from service.preprocess import EXACT, DecodePool, Job, Shortcuts, decode
 from service.raster import Raster
 from tests import images
 
@@ -806,6 +807,28 @@ def in_pool(scenario, **options: int) -> None:
     asyncio.run(run())
 
 
+async def decoded_in(pool: DecodePool, body: bytes, spec: ImageInput) -> np.ndarray:
+    """What the pool makes of a body; dropped when the caller is cancelled."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[np.ndarray | ServiceError | None] = loop.create_future()
+
+    def settle(found: np.ndarray | ServiceError | None) -> None:
+        if not outcome.done():
+            outcome.set_result(found)
+
+    job = Job(body, spec, lambda found: loop.call_soon_threadsafe(settle, found))
+    pool.put([job])
+    try:
+        found = await outcome
+    except asyncio.CancelledError:
+        pool.drop(job)
+        raise
+    if isinstance(found, ServiceError):
+        raise found
+    assert found is not None
+    return found
+
+
 def started(awaitable: Awaitable[np.ndarray]) -> asyncio.Task[np.ndarray]:
     return asyncio.ensure_future(awaitable)
 
@@ -814,7 +837,7 @@ def test_a_pool_decodes_as_decode_does():
     body, spec = images.photograph("rocket.jpg").read_bytes(), ImageInput(height=64, width=64)
 
     async def scenario(pool: DecodePool) -> None:
-        results = await asyncio.gather(*(pool.decode(body, spec) for _ in range(8)))
+        results = await asyncio.gather(*(decoded_in(pool, body, spec) for _ in range(8)))
         assert all(np.array_equal(result, pixels(body, spec)) for result in results)
 
     in_pool(scenario, threads=2, max_images=8)
@@ -824,23 +847,23 @@ def test_a_pool_raises_what_decode_raises_and_goes_on():
     async def scenario(pool: DecodePool) -> None:
         for _ in range(5):
             with pytest.raises(UndecodableImage):
-                await pool.decode(SAMPLES["JPEG"][:100], WHOLE)
+                await decoded_in(pool, SAMPLES["JPEG"][:100], WHOLE)
             with pytest.raises(ImageTooLarge):
-                await pool.decode(images.jpeg(images.gradient(200, 100)), WHOLE)
-        assert (await pool.decode(SAMPLES["JPEG"], WHOLE)).shape == WHOLE.shape
+                await decoded_in(pool, images.jpeg(images.gradient(200, 100)), WHOLE)
+        assert (await decoded_in(pool, SAMPLES["JPEG"], WHOLE)).shape == WHOLE.shape
 
     in_pool(scenario, max_pixels=10_000)
 
 
 def test_a_full_pool_refuses_at_once_and_then_takes_again(gated):
     async def scenario(pool: DecodePool) -> None:
-        running, waiting = started(pool.decode(b"1", WHOLE)), started(pool.decode(b"2", WHOLE))
+        running, waiting = started(decoded_in(pool, b"1", WHOLE)), started(decoded_in(pool, b"2", WHOLE))
         await gated.wait_begun()
         with pytest.raises(QueueFull, match="2 images"):
-            await pool.decode(b"3", WHOLE)
+            await decoded_in(pool, b"3", WHOLE)
         gated.gate.set()
         await asyncio.gather(running, waiting)
-        assert (await pool.decode(b"4", WHOLE)).shape == WHOLE.shape
+        assert (await decoded_in(pool, b"4", WHOLE)).shape == WHOLE.shape
         assert gated.bodies == [b"1", b"2", b"4"]
 
     in_pool(scenario)
@@ -848,12 +871,12 @@ def test_a_full_pool_refuses_at_once_and_then_takes_again(gated):
 
 def test_a_cancelled_callers_image_is_skipped_and_makes_room(gated):
     async def scenario(pool: DecodePool) -> None:
-        running, waiting = started(pool.decode(b"1", WHOLE)), started(pool.decode(b"2", WHOLE))
+        running, waiting = started(decoded_in(pool, b"1", WHOLE)), started(decoded_in(pool, b"2", WHOLE))
         await gated.wait_begun()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        other = started(pool.decode(b"3", WHOLE))
+        other = started(decoded_in(pool, b"3", WHOLE))
         await asyncio.sleep(0)
         gated.gate.set()
         await asyncio.gather(running, other)
@@ -864,21 +887,49 @@ def test_a_cancelled_callers_image_is_skipped_and_makes_room(gated):
 
 def test_an_image_in_a_thread_takes_room_even_when_its_caller_has_gone(gated):
     async def scenario(pool: DecodePool) -> None:
-        running = started(pool.decode(b"1", WHOLE))
+        running = started(decoded_in(pool, b"1", WHOLE))
         await gated.wait_begun()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
         with pytest.raises(QueueFull):
-            await pool.decode(b"2", WHOLE)
+            await decoded_in(pool, b"2", WHOLE)
         gated.gate.set()
 
     in_pool(scenario, max_images=1)
 
 
+def test_several_images_are_taken_all_or_none(gated):
+    async def scenario(pool: DecodePool) -> None:
+        outcomes: SimpleQueue[object] = SimpleQueue()
+        with pytest.raises(QueueFull):
+            pool.put([Job(bytes([number]), WHOLE, outcomes.put) for number in range(3)])
+        pool.put([Job(bytes([number]), WHOLE, outcomes.put) for number in range(2)])
+        gated.gate.set()
+        for _ in range(2):
+            await asyncio.to_thread(outcomes.get, timeout=10)
+        assert gated.bodies == [b"\0", b"\1"]
+
+    in_pool(scenario)
+
+
+def test_a_mistake_of_ours_costs_one_image_and_the_thread_goes_on(monkeypatch):
+    def mistaken(data: bytes, *_: object, **_options: object) -> np.ndarray:
+        raise ValueError(data)
+
+    async def scenario(pool: DecodePool) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(preprocess, "decode", mistaken)
+            with pytest.raises(ServiceError, match="mistake"):
+                await decoded_in(pool, SAMPLES["JPEG"], WHOLE)
+        assert (await decoded_in(pool, SAMPLES["JPEG"], WHOLE)).shape == WHOLE.shape
+
+    in_pool(scenario)
+
+
 def test_the_loop_turns_while_a_thread_decodes(gated):
     async def scenario(pool: DecodePool) -> None:
-        running = started(pool.decode(b"1", WHOLE))
+        running = started(decoded_in(pool, b"1", WHOLE))
         await gated.wait_begun()
         assert not running.done()
         gated.gate.set()
@@ -889,13 +940,13 @@ def test_the_loop_turns_while_a_thread_decodes(gated):
 
 def test_a_closed_pool_has_answered_everybody(gated):
     async def scenario(pool: DecodePool) -> None:
-        tasks = [started(pool.decode(b"1", WHOLE)), started(pool.decode(b"2", WHOLE))]
+        tasks = [started(decoded_in(pool, b"1", WHOLE)), started(decoded_in(pool, b"2", WHOLE))]
         await gated.wait_begun()
         gated.gate.set()
         pool.close()
         assert [result.shape for result in await asyncio.gather(*tasks)] == [WHOLE.shape] * 2
         with pytest.raises(ShuttingDown):
-            await pool.decode(b"3", WHOLE)
+            await decoded_in(pool, b"3", WHOLE)
 
     in_pool(scenario)
 
@@ -903,7 +954,7 @@ def test_a_closed_pool_has_answered_everybody(gated):
 def test_a_pool_takes_nothing_before_it_is_started():
     async def scenario() -> None:
         with pytest.raises(ShuttingDown):
-            await DecodePool(1, 1, MAX_PIXELS).decode(b"1", WHOLE)
+            await decoded_in(DecodePool(1, 1, MAX_PIXELS), b"1", WHOLE)
 
     asyncio.run(scenario())
     DecodePool(1, 1, MAX_PIXELS).close()
