@@ -162,7 +162,7 @@ def test_an_interruption_is_told(monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("service.__main__.run_bench", interrupted)
+    monkeypatch.setattr("service.bench.benchmark.run", interrupted)
     result = menagerie("bench", "--tiny")
     assert result.exit_code == 1
     assert "interrupted" in result.stderr
