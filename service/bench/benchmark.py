@@ -1,9 +1,10 @@
 """One benchmark from beginning to end: the load, then what each part reaches alone."""
 
+import itertools
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,7 +18,7 @@ from PIL import Image
 from models.artifact import Artifact, Manifest
 from models.inputs import ImageInput
 from service import raster
-from service.bench import limits, load
+from service.bench import agreement, limits, load
 from service.bench.report import Report, Result
 from service.bench.server import BenchError, Served, running, started, wait_until_ready
 from service.conversion import Converter
@@ -48,6 +49,8 @@ class Plan:
     clients: Sequence[int]
     seconds: float
     """For each number of clients."""
+    photographs: Path | None = None
+    """A directory of JPEGs on which preprocessing's shortcuts are compared, as well as on `image`."""
 
 
 def run(settings: Settings, wanted: Plan, say: Say) -> Report:
@@ -71,7 +74,7 @@ def run(settings: Settings, wanted: Plan, say: Say) -> Report:
         if wanted.url:
             say("the limits are measured where the server is started here: without --url")
             return report
-        return _with_limits(report, settings, request, body, max(wanted.clients), say)
+        return _with_limits(report, settings, request, wanted, body, say)
 
 
 @contextmanager
@@ -134,12 +137,13 @@ def _result(served: Served, request: load.Request, wanted: Plan, clients: int, s
 
 
 def _with_limits(
-    report: Report, settings: Settings, request: load.Request, body: bytes, clients: int, say: Say
+    report: Report, settings: Settings, request: load.Request, wanted: Plan, body: bytes, say: Say
 ) -> Report:
     tune_malloc()  # as the server does
     manifest, content = _published(settings, report.model)
     spec, shortcuts = manifest.spec.input, Shortcuts.of(settings)
-    found, large, agreements = [], [], {}
+    found, large = [], []
+    agreements: Mapping[str, agreement.Agreement] = {}
     item = np.zeros(spec.shape, np.float32)
     if isinstance(spec, ImageInput):
         item = decode(body, spec, max_pixels=settings.max_image_pixels, shortcuts=shortcuts)
@@ -167,13 +171,25 @@ def _with_limits(
     try:
         found += limits.engine(engine, item, LIMIT_SECONDS / 2)
         if isinstance(spec, ImageInput):
-            pictures = {"as sent": body, "12 megapixels": enlarged}
-            agreements = {name: limits.agreement(each, spec, shortcuts, engine) for name, each in pictures.items()}
+            say("preprocessing's shortcuts")
+            pictures = itertools.chain((body, enlarged), _photographs(wanted.photographs))
+            agreements = agreement.measure(pictures, spec, engine, shortcuts)
     finally:
         engine.close()
     say("HTTP alone")
-    found.append(limits.http(request, clients, max(LIMIT_SECONDS, 2.0)))
+    found.append(limits.http(request, max(wanted.clients), max(LIMIT_SECONDS, 2.0)))
     return Report(**(vars(report) | {"limits": found, "large": large, "agreement": agreements}))
+
+
+def _photographs(directory: Path | None) -> Iterator[bytes]:
+    """The JPEGs of a directory and of those in it, one after the other."""
+    if directory is None:
+        return
+    paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise BenchError(f"{directory} holds no JPEG", cure="name a directory of photographs")
+    for path in paths:
+        yield path.read_bytes()
 
 
 def _published(settings: Settings, model: str) -> tuple[Manifest, bytes]:

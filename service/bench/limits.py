@@ -13,8 +13,9 @@ from PIL import Image
 from models.inputs import ImageInput
 from service import preprocess
 from service.bench import load, server
+from service.bench.agreement import pixels_of, whole
 from service.engine import Engine
-from service.preprocess import EXACT, Shortcuts
+from service.preprocess import Shortcuts
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +48,7 @@ def preprocessing(body: bytes, spec: ImageInput, shortcuts: Shortcuts, threads: 
     """Decoding and fitting the image in so many threads."""
 
     def once(_: int) -> Array:
-        return preprocess.decode(body, spec, max_pixels=_pixels(body), shortcuts=shortcuts)
+        return preprocess.decode(body, spec, max_pixels=pixels_of(body), shortcuts=shortcuts)
 
     with ThreadPoolExecutor(threads) as pool:
         count = 8 * threads
@@ -56,19 +57,10 @@ def preprocessing(body: bytes, spec: ImageInput, shortcuts: Shortcuts, threads: 
 
 
 def pillow(body: bytes, spec: ImageInput, seconds: float) -> Limit:
-    """What `preprocessing` is measured against: Pillow decodes and resizes the whole picture, as torchvision does."""
+    """What `preprocessing` is measured against: all of the picture, as torchvision does it."""
 
     def once() -> int:
-        with Image.open(BytesIO(body)) as image:
-            picture = image.convert("L" if spec.channels == 1 else "RGB")
-        resampling = Image.Resampling[spec.interpolation.upper()]
-        if spec.resize == "stretch":
-            np.asarray(picture.resize((spec.width, spec.height), resampling))
-            return 1
-        scale = spec.shorter_side / min(picture.size)
-        whole = picture.resize((round(picture.width * scale), round(picture.height * scale)), resampling)
-        left, top = (whole.width - spec.width) // 2, (whole.height - spec.height) // 2
-        np.asarray(whole.crop((left, top, left + spec.width, top + spec.height)))
+        whole(body, spec)
         return 1
 
     return _measure("Pillow", "1 thread", once, seconds)
@@ -102,32 +94,3 @@ def enlarged(body: bytes) -> bytes:
     with Image.open(BytesIO(body)) as image:
         image.convert("RGB").resize(LARGE, Image.Resampling.LANCZOS).save(file, "JPEG", quality=90)
     return file.getvalue()
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far the shortcuts are from Pillow alone, on one picture."""
-
-    largest_difference: int
-    """Of 255."""
-    mean_difference: float
-    same_top1: bool
-    probability_difference: float
-
-
-def agreement(body: bytes, spec: ImageInput, shortcuts: Shortcuts, opened: Engine) -> Agreement:
-    """By the pixels, and by what the model makes of them."""
-    pixels = [preprocess.decode(body, spec, max_pixels=_pixels(body), shortcuts=each) for each in (EXACT, shortcuts)]
-    exact, quick = (opened.run(each[np.newaxis])[0] for each in pixels)
-    difference = np.abs(pixels[0].astype(int) - pixels[1])
-    return Agreement(
-        int(difference.max()),
-        float(difference.mean()),
-        bool(exact.argmax() == quick.argmax()),
-        float(np.abs(exact - quick).max()),
-    )
-
-
-def _pixels(body: bytes) -> int:
-    with Image.open(BytesIO(body)) as image:
-        return image.width * image.height

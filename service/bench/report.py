@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.bench.limits import Agreement, Limit
+from service.bench.agreement import Agreement
+from service.bench.limits import Limit
 from service.bench.load import Load
 
 NONE = "-"
@@ -40,6 +41,7 @@ class Report:
     large: Sequence[Limit] = ()
     """Of a 12-megapixel photograph: Pillow, and preprocessing."""
     agreement: Mapping[str, Agreement] = field(default_factory=dict)
+    """Of each of preprocessing's shortcuts."""
     cores: int
     on_gpu: bool
 
@@ -86,7 +88,7 @@ class Report:
             title = f"A photograph of 12 megapixels: {ratio:.2f} of Pillow's CPU"
             tables.append((title, [_LIMIT_HEAD, *map(_limit_row, self.large)]))
         if self.agreement:
-            tables.append(("Pixels and answers beside Pillow's alone", list(self._agreements())))
+            tables.append(("Shortcuts of preprocessing beside Pillow and torchvision's way", list(self._agreements())))
         return tables
 
     def _row(self, result: Result) -> Sequence[str]:
@@ -124,11 +126,12 @@ class Report:
         return rows
 
     def _agreements(self) -> Sequence[Sequence[str]]:
-        rows: list[Sequence[str]] = [("picture", "largest difference of 255", "mean", "same top-1", "probability")]
+        rows: list[Sequence[str]] = [
+            ("shortcut", "same top-1", "probability, largest", "pixels of 255, largest", "pixels, mean")
+        ]
         for name, each in self.agreement.items():
-            said = "yes" if each.same_top1 else "no"
-            shown = (f"{each.mean_difference:.4f}", said, f"{each.probability_difference:.5f}")
-            rows.append((name, str(each.largest_difference), *shown))
+            probability, mean = f"{each.probability_difference:.4f}", f"{each.mean_difference:.4f}"
+            rows.append((name, f"{each.same_top1} of {each.pictures}", probability, str(each.largest_difference), mean))
         return rows
 
     def to_markdown(self) -> str:

@@ -27,6 +27,9 @@ def bench(
     clients: Annotated[str, typer.Option(help="Numbers of clients, separated by commas")] = "1,8,32",
     seconds: Annotated[float, typer.Option(min=1, help="How long to measure each number of clients")] = 10.0,
     image: Annotated[Path, typer.Option(help="What the clients send")] = benchmark.PHOTOGRAPH,
+    photographs: Annotated[
+        Path | None, typer.Option(help="Directory of JPEGs on which to compare preprocessing's shortcuts, too")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Directory for report.json, report.md and report.png; made where it lacks")
     ] = None,
@@ -39,7 +42,10 @@ def bench(
         name = "tiny" if tiny else model or _first_model(settings, url)
         if url is None:
             known(Repository(settings.repository), [name])
-        wanted = benchmark.Plan(model=name, url=url, image=image, clients=_numbers(clients), seconds=seconds)
+        counts = _numbers(clients)
+        wanted = benchmark.Plan(
+            model=name, url=url, image=image, clients=counts, seconds=seconds, photographs=photographs
+        )
         try:
             report = benchmark.run(settings, wanted, say=lambda words: err.print(f"[dim]{escape(words)}[/dim]"))
         except KeyboardInterrupt:

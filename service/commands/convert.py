@@ -33,7 +33,8 @@ def convert(
     found = Repository(settings.repository)
     failed = 0
     with errors_told():
-        chosen = [each for each in versions(found) if not models or each[0] in known(found, models)]
+        wanted = known(found, models or [])
+        chosen = [each for each in versions(found) if not wanted or each[0] in wanted]
     for position, (name, number, version) in enumerate(chosen, 1):
         title = f"{name} version {number} ({position} of {len(chosen)})" if number else name
         try:

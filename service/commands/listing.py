@@ -32,5 +32,5 @@ def known(repository: Repository, names: list[str]) -> list[str]:
     present = repository.names()
     for name in names:
         if name not in present:
-            raise ModelNotFound(f"there is no model {name}", cure=f"the repository has {', '.join(present)}")
+            raise ModelNotFound(f"there is no model {name}", cure=f"the repository has {', '.join(present) or 'none'}")
     return names

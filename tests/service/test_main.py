@@ -111,6 +111,7 @@ def test_pull_without_a_network_says_where_to_put_the_file_and_takes_it_from_the
         (["predict", "photo.png", "--model", "largest"], "takes numbers"),
         (["predict", "photo.png", "--model", "colour", "--url", "http://127.0.0.1:9"], "no Menagerie answers"),
         (["convert", "color"], "there is no model color"),
+        (["convert", "color", "--repository", "."], "there is no model color"),
         (["check", "--repository", "nowhere"], "cannot be read: No such file"),
         (["pull", "torchvision:resnet5", "--output", "models"], "no architecture 'torchvision:resnet5'"),
         (["pull", "resnet18", "--output", "models"], "no official weights of resnet18"),

@@ -233,6 +233,15 @@ def test_all_bodies_together_are_bounded_and_counted_back(application):
             assert client.post("/predict/colour", content=picture(), headers=JPEG).status_code == 200
 
 
+def test_the_pixels_that_wait_are_bounded(application):
+    with application() as client:
+        takes = client.get("/models/colour").json()["versions"][0]["input"]
+    picture_bytes = takes["height"] * takes["width"] * takes["channels"]
+    with application(max_queue_bytes=2 * picture_bytes) as client:
+        for count, status in ((3, 429), (2, 200), (3, 429)):
+            assert client.post("/predict/colour", files=[("file", picture())] * count).status_code == status
+
+
 def test_a_request_of_too_many_images_is_refused(application):
     with application(max_images_per_request=2) as client:
         files = [("file", picture())] * 3

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
-from service.bench import benchmark, limits, load
+from models.inputs import ImageInput
+from service.bench import agreement, benchmark, limits, load
 from service.bench.benchmark import TINY
+from service.bench.server import BenchError
 from service.engine import Engine, plan
-from service.preprocess import Shortcuts, decode
+from service.preprocess import EXACT, Shortcuts, decode
 from service.repository import read_published
 from service.settings import Settings
 from tests.models.tiny import make_tiny
@@ -51,25 +53,63 @@ def test_parts_are_measured_alone(monkeypatch):
         *(("engine", f"batch {size}") for size in (1, 2, 4)),
     ]
     assert all(each.rate > 0 and each.cpu_milliseconds > 0 for each in found)
-    agreed = limits.agreement(PHOTOGRAPH, spec, Shortcuts(), engine)
-    assert agreed.largest_difference <= 2
-    assert agreed.same_top1
     engine.close()
 
 
-def test_what_it_is_measured_against_is_torchvisions_way(monkeypatch):
+def test_shortcuts_are_compared_alone_and_together():
+    manifest, content = read_published(TINY / "tiny" / "1")
+    spec = manifest.spec.input
+    engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
+    engine.open(3)
+    large = limits.enlarged(PHOTOGRAPH)
+    found = agreement.measure([PHOTOGRAPH, large], spec, engine, Shortcuts(margin=1))
+    engine.close()
+    assert list(found) == ["only what is cropped", "SIMD", "JPEG margin 1", "as served"]
+    assert {(each.pictures, each.same_top1) for each in found.values()} == {(2, 2)}
+    assert found["only what is cropped"].largest_difference <= 1
+    assert found["SIMD"].largest_difference <= 2
+    assert found["JPEG margin 1"].largest_difference > 2  # of the large picture, an eighth was decoded
+    assert found["only what is cropped"].mean_difference <= found["SIMD"].mean_difference < 0.1
+    assert found["only what is cropped"].probability_difference < 0.01
+
+
+def test_what_a_shortcut_changes_is_counted(monkeypatch):
+    import numpy as np
+
+    manifest, content = read_published(TINY / "tiny" / "1")
+    engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
+    engine.open(3)
+    spec = manifest.spec.input
+    blue = np.broadcast_to(np.array([0, 0, 255], np.uint8), spec.shape)
+    monkeypatch.setattr(agreement, "decode", lambda *_, **__: blue)
+    found = agreement.measure([PHOTOGRAPH], spec, engine, EXACT)
+    engine.close()
+    assert found["as served"].same_top1 == 0
+    assert found["as served"].largest_difference > 100
+    assert found["as served"].probability_difference > 0.1
+
+
+def test_the_photographs_are_those_of_a_directory(tmp_path):
+    with pytest.raises(BenchError, match="holds no JPEG"):
+        list(benchmark._photographs(tmp_path))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "b.JPG").write_bytes(b"2")
+    (tmp_path / "more" / "c.jpeg").write_bytes(b"3")
+    (tmp_path / "a.png").write_bytes(b"1")
+    assert list(benchmark._photographs(tmp_path)) == [b"2", b"3"]
+    assert list(benchmark._photographs(None)) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"resize": "stretch"}, {"height": 40, "width": 30, "channels": 1}])
+def test_what_it_is_measured_against_is_torchvisions_way(options):
     from io import BytesIO
 
     import numpy as np
     from PIL import Image
 
-    spec = read_published(TINY / "tiny" / "1")[0].spec.input
-    seen = []
-    monkeypatch.setattr(limits, "_measure", lambda part, setting, work, seconds: work())
-    monkeypatch.setattr(limits.np, "asarray", lambda picture: seen.append(picture.copy()))
-    assert limits.pillow(PHOTOGRAPH, spec, 0.0) == 1
-    monkeypatch.undo()
-    assert np.array_equal(np.asarray(seen[0]), reference(Image.open(BytesIO(PHOTOGRAPH)), spec))
+    spec = ImageInput(**({"height": 64, "width": 64} | options))
+    expected = reference(Image.open(BytesIO(PHOTOGRAPH)), spec)
+    assert np.array_equal(agreement.whole(PHOTOGRAPH, spec), np.asarray(expected).reshape(spec.shape))
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from service.bench.limits import Agreement, Limit
+from service.bench.agreement import Agreement
+from service.bench.limits import Limit
 from service.bench.load import Load
 from service.bench.report import Report, Result, draw
 
@@ -43,7 +44,8 @@ LIMITS = (
 def report(**changes):
     values = {"model": "tiny", "machine": {"processor": "one, 2 cores"}, "results": (result(),), "limits": LIMITS}
     large = (limit("Pillow", "1 thread", 16.0, 60.0), limit("preprocessing", "1 thread", 60.0, 15.0))
-    agreement = {"as sent": Agreement(1, 0.01, same_top1=True, probability_difference=0.0001)}
+    figures = {"largest_difference": 1, "mean_difference": 0.01, "probability_difference": 0.0001}
+    agreement = {"SIMD": Agreement(pictures=5, same_top1=4, **figures)}
     values |= {"large": large, "agreement": agreement, "cores": 2, "on_gpu": False}
     return Report(**(values | changes))
 

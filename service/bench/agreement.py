@@ -1,0 +1,89 @@
+"""How far preprocessing's shortcuts are from the library that trained the network, by pixels and by answers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from models.inputs import ImageInput
+from service import raster
+from service.engine import Engine
+from service.preprocess import EXACT, Shortcuts, decode
+
+Array = np.ndarray[Any, Any]
+
+AS_SERVED = "as served"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Of one shortcut, over some pictures."""
+
+    pictures: int
+    same_top1: int
+    """How many of them have the same best class."""
+    largest_difference: int
+    """Of any value of any picture, of 255."""
+    mean_difference: float
+    probability_difference: float
+    """The largest, of any class of any picture."""
+
+
+def whole(body: bytes, spec: ImageInput) -> Array:
+    """The reference, uint8 [height, width, channels]: Pillow decodes and resizes all of the picture, then crops it.
+
+    torchvision's arithmetic: Resize, then CenterCrop; or one resize where the artifact stretches.
+    """
+    with Image.open(BytesIO(body)) as image:
+        picture = ImageOps.exif_transpose(image).convert("L" if spec.channels == 1 else "RGB")
+    resampling = Image.Resampling[spec.interpolation.upper()]
+    size = spec.width, spec.height
+    if spec.resize == "stretch":
+        return np.asarray(picture.resize(size, resampling)).reshape(spec.shape)
+    short, long = spec.shorter_side, int(spec.shorter_side * max(picture.size) / min(picture.size))
+    picture = picture.resize((short, long) if picture.width <= picture.height else (long, short), resampling)
+    left, top = (round((old - new) / 2) for old, new in zip(picture.size, size, strict=True))
+    return np.asarray(picture.crop((left, top, left + spec.width, top + spec.height))).reshape(spec.shape)
+
+
+def measure(bodies: Iterable[bytes], spec: ImageInput, engine: Engine, shortcuts: Shortcuts) -> Mapping[str, Agreement]:
+    """Of each shortcut alone, and of all together as they are served. The bodies are JPEGs; they are read once."""
+    variants = {"only what is cropped": EXACT}
+    if shortcuts.simd and raster.IS_AVAILABLE:
+        variants["SIMD"] = Shortcuts(simd=True, margin=0)
+    if shortcuts.margin:
+        variants[f"JPEG margin {shortcuts.margin:g}"] = Shortcuts(simd=False, margin=shortcuts.margin)
+    variants[AS_SERVED] = shortcuts
+    seen: dict[str, list[tuple[bool, int, float, float]]] = {name: [] for name in variants}
+    for body in bodies:
+        reference, size = whole(body, spec), pixels_of(body)
+        wanted = engine.run(reference[np.newaxis])[0]
+        for name, each in variants.items():
+            pixels = decode(body, spec, max_pixels=size, shortcuts=each)
+            found = engine.run(pixels[np.newaxis])[0]
+            difference = np.abs(reference.astype(int) - pixels)
+            same = bool(found.argmax() == wanted.argmax())
+            seen[name].append(
+                (same, int(difference.max()), float(difference.mean()), float(np.abs(found - wanted).max()))
+            )
+    return {name: _summed(rows) for name, rows in seen.items() if rows}
+
+
+def _summed(rows: list[tuple[bool, int, float, float]]) -> Agreement:
+    same, largest, mean, probability = zip(*rows, strict=True)
+    return Agreement(
+        pictures=len(rows),
+        same_top1=sum(same),
+        largest_difference=max(largest),
+        mean_difference=sum(mean) / len(rows),
+        probability_difference=max(probability),
+    )
+
+
+def pixels_of(body: bytes) -> int:
+    """How many the picture has."""
+    with Image.open(BytesIO(body)) as image:
+        return image.width * image.height
