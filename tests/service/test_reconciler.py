@@ -2,11 +2,13 @@
 
 import asyncio
 import shutil
+import threading
 import time
 
 import numpy as np
 import pytest
 
+from service.engine import Engine
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
 from service.lifecycle import Lifecycle
 from service.loader import Loader
@@ -311,6 +313,44 @@ async def test_a_version_that_is_being_loaded_again_answers_until_its_successor_
     assert registry.model("model").records[2].report.agreement == 1
     await gone(reconciler)
     assert states(registry) == {2: "READY"}
+
+
+@pytest.mark.parametrize("tune", [False, True])
+async def test_nothing_is_opened_beside_what_a_cancelled_load_still_does(reconciler, registry, root, monkeypatch, tune):
+    begun, cancelled, opened = (threading.Event() for _ in range(3))
+    beside, really = [], Engine.open
+
+    def work(*_):  # on a thread, which cannot be stopped
+        begun.set()
+        cancelled.wait(30)
+        beside.append(opened.wait(0.5))
+
+    def opening(engine, classes):
+        if not begun.is_set():
+            return work()
+        opened.set()
+        return really(engine, classes)
+
+    monkeypatch.setattr("service.loader.tuned", work)
+    monkeypatch.setattr(Engine, "open", opening)
+    publish_numbers(root / "model")
+    if tune:
+        toml = root / "model" / "model.toml"
+        toml.write_text(toml.read_text() + "tune = true\n")
+    await reconciler.look()
+    await asyncio.to_thread(begun.wait, 30)
+    publish_numbers(root / "other")
+    await reconciler.look()
+    record = registry.model("model").records[1]
+    for _ in range(2):
+        reconciler.cancel(record)
+        await asyncio.sleep(0)
+    cancelled.set()
+    await record.loaded()
+    await registry.model("other").records[1].loaded()
+    assert beside == [False]
+    assert (record.state, record.reason) == ("UNAVAILABLE", "its load was cancelled")
+    assert (await ask(registry, "other"))[0] == 1
 
 
 async def test_a_repository_that_vanishes_leaves_what_is_loaded(reconciler, registry, root):
