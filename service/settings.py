@@ -67,8 +67,10 @@ class Settings(BaseSettings):
     intra_op_threads: NonNegativeInt = Field(0, description="Threads of one inference on the CPU; 0 is every core")
 
     # Batching.
-    max_batch_size: PositiveInt = Field(
-        32, le=1024, description="Images in one engine call, at most; with tune, as many as proved useful"
+    max_batch_size: NonNegativeInt = Field(
+        0,
+        le=1024,
+        description="Images in one engine call, at most; 0 is 32 on a GPU, and 16 on a CPU, where more cost memory",
     )
     max_queue_delay_seconds: Delay = Field(
         0.0, description="How long the oldest image may wait for company; 0 never keeps an idle engine waiting"

@@ -121,6 +121,12 @@ def test_buckets_end_with_the_largest_batch(largest, buckets):
     assert planned(max_batch_size=largest).buckets == buckets
 
 
+@pytest.mark.parametrize(("gpus", "largest"), [((), 16), (H200, 32)])
+def test_without_a_setting_batches_are_smaller_on_a_cpu(gpus, largest):
+    assert planned(gpus=gpus).buckets[-1] == largest
+    assert planned(gpus=gpus, max_batch_size=64).buckets[-1] == 64
+
+
 def test_the_engine_answers_any_batch_up_to_the_largest(engine):
     assert engine.provider == CPU
     for size in range(1, 9):

@@ -47,7 +47,7 @@ def test_what_kubernetes_says_of_a_service_of_that_name_is_no_setting(monkeypatc
         {"max_queue_delay_seconds": float("inf")},
         {"grace_seconds": float("nan")},
         {"request_timeout_seconds": 0},
-        {"max_batch_size": 0},
+        {"max_batch_size": -1},
         {"max_batch_size": 1025},
         {"port": 70_000},
         {"provider": "tpu"},
