@@ -26,8 +26,8 @@ _WANTED = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
 
 LARGEST_BATCH_ON_GPU = 32
 LARGEST_BATCH_ON_CPU = 16
-"""Of 32 images each takes 0.95 (AlexNet) or 1.00 (ResNet-50, EfficientNet-Lite0) times as long there, and what a batch needs
-is held for as long as the model is loaded."""
+"""Of 32, each image takes 0.95 (AlexNet) or 1.00 (ResNet-50, EfficientNet-Lite0) times as long there, and what a batch
+needs is held for as long as the model is loaded."""
 
 _LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
