@@ -58,7 +58,8 @@ class Place:
     result: asyncio.Future[Answer | ServiceError]
     value: Array | None = None
     """None until it is prepared."""
-    enqueued: float = 0.0
+    entered: float = 0.0
+    """When it was prepared, or could not be."""
 
     def settle(self, outcome: Answer | ServiceError) -> None:
         """Answers the caller, unless the caller has gone."""
@@ -126,7 +127,7 @@ class Batcher:
         return max(0.0 if since is None else now - since for since in self._running_since)
 
     def expect(self, count: int, deadline: float) -> list[Place]:
-        """Places for so many items, all or none. Each is to `enter` once, from whichever thread prepares it.
+        """Places for so many items, all or none. Each is to `enter` once, from whichever thread prepares its item.
 
         `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady.
         """
@@ -145,19 +146,23 @@ class Batcher:
     def _has_room(self, count: int) -> bool:
         return len(self._queue) + self._coming + count <= self._max_queue_images
 
-    def enter(self, item: Place, prepared: Array | ServiceError | None) -> None:
-        """An expected item joins the queue, or its caller is told why not; None where the caller has gone.
+    def enter(self, *prepared: tuple[Place, Array | ServiceError | None]) -> None:
+        """Expected items join the queue together, or their callers are told why not; None where a caller has gone.
 
         Any thread may call this.
         """
+        now = time.monotonic()
         with self._changed:
-            self._coming -= 1
-            if isinstance(prepared, np.ndarray):
-                item.value, item.enqueued = prepared, time.monotonic()
-                self._queue.append(item)
+            self._coming -= len(prepared)
+            for place, value in prepared:
+                place.entered = now
+                if isinstance(value, np.ndarray):
+                    place.value = value
+                    self._queue.append(place)
             self._changed.notify()
-        if isinstance(prepared, ServiceError):
-            self._to_loop(item.settle, prepared)
+        for place, value in prepared:
+            if isinstance(value, ServiceError):
+                self._to_loop(place.settle, value)
 
     async def answers(self, items: Sequence[Place], deadline: float) -> list[Answer | ServiceError]:
         """An outcome for each of the expected items, in order.
@@ -221,7 +226,7 @@ class Batcher:
         """Seconds until there is no more reason to wait for company; None where nothing waits."""
         if not self._queue:
             return None
-        until = self._queue[0].enqueued + self._max_queue_delay_seconds
+        until = self._queue[0].entered + self._max_queue_delay_seconds
         if len(self._runners) == 1:  # of several, each takes what the others leave
             ended, seconds = self._last_call
             share, most = _COMING if self._coming else _RETURNING
@@ -229,10 +234,13 @@ class Batcher:
         return max(0.0, until - time.monotonic())
 
     def _pop_batch(self) -> list[Place]:
-        """Up to max_batch_size items whose callers still wait; none while the oldest may wait for company."""
+        """Up to max_batch_size items whose callers still wait.
+
+        None where another runner was faster. A lone one has waited, and then got its turn: now it runs.
+        """
         now = time.monotonic()
         batch: list[Place] = []
-        if not self._is_due():  # another runner was faster
+        if len(self._runners) > 1 and not self._is_due():
             return batch
         while self._queue and len(batch) < self._max_batch_size:
             item = self._queue.popleft()
@@ -244,7 +252,7 @@ class Batcher:
         """An outcome for each item."""
         rows = self._attempt(batch)
         seconds = time.monotonic() - started
-        waits = [started - item.enqueued for item in batch]
+        waits = [started - item.entered for item in batch]
         if self._observer is not None:
             self._observer.executed(len(batch), waits, seconds)
         return [

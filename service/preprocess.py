@@ -201,6 +201,7 @@ class DecodePool:
     def drop(self, job: Job) -> None:
         """Nobody wants the image any more: it is not decoded, unless a thread is at it."""
         if job.claim.acquire(blocking=False):
+            job.data = b""  # the job stays in the queue until a thread skips it
             self._end(job, None)
 
     def _end(self, job: Job, outcome: np.ndarray | ServiceError | None) -> None:
@@ -220,6 +221,6 @@ class DecodePool:
             return decode(job.data, job.spec, max_pixels=self.max_pixels, shortcuts=self.shortcuts)
         except ServiceError as error:
             return error
-        except Exception:  # a mistake of ours: it costs this image, and the thread goes on
+        except BaseException:  # a mistake of ours, or a library's panic: it costs this image, and the thread goes on
             log.exception("decoding failed")
             return ServiceError("the server made a mistake")

@@ -104,7 +104,7 @@ class Servable:
         """The best `top_k` classes of each item, in order; an item that cannot be used fails alone.
 
         An item that is an error already, from reading the request, keeps its place in the answer.
-        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady, DeviceLost and
+        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady, DeviceLost, ShuttingDown and
         DeadlinePassed, which befall the request as a whole.
         """
         started = time.monotonic()
@@ -128,7 +128,7 @@ class Servable:
         answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         return Outcome(
             results=[self._postprocess(outcome, top_k) for outcome in outcomes],
-            decode_seconds=max((place.enqueued - started for place in places if place.enqueued), default=0.0),
+            decode_seconds=max((place.entered - started for place in places), default=0.0),
             queue_seconds=max((answer.queue_seconds for answer in answered), default=0.0),
             inference_seconds=max((answer.inference_seconds for answer in answered), default=0.0),
         )
@@ -154,19 +154,15 @@ class Servable:
 
     def _prepare(self, items: Sequence[Item], places: Sequence[Place]) -> Sequence[Job]:
         """Numbers join the queue at once, images when they are decoded. Raises QueueFull, ShuttingDown."""
-        spec, jobs = self.manifest.spec.input, []
-        for item, place in zip(items, places, strict=True):
-            if isinstance(spec, ImageInput) and isinstance(item, bytes):
-                jobs.append(Job(item, spec, self._joining(place)))
-            else:
-                assert not isinstance(item, bytes)
-                self.batcher.enter(place, item)
+        spec, pairs = self.manifest.spec.input, list(zip(places, items, strict=True))
+        if not isinstance(spec, ImageInput):
+            self.batcher.enter(*((place, item) for place, item in pairs if not isinstance(item, bytes)))
+            return []
+        jobs = [Job(item, spec, self._joining(place)) for place, item in pairs if isinstance(item, bytes)]
         try:
-            if jobs:
-                self._decoders.put(jobs)
+            self._decoders.put(jobs)
         except ServiceError:
-            for place in places:
-                self.batcher.enter(place, None)
+            self.batcher.enter(*((place, None) for place in places))
             raise
         return jobs
 
@@ -175,8 +171,8 @@ class Servable:
         started = time.monotonic()
 
         def join(outcome: Array | ServiceError | None) -> None:
-            self.batcher.enter(place, outcome)
             if outcome is not None:
                 self.metrics.decode_seconds.observe(time.monotonic() - started)
+            self.batcher.enter((place, outcome))
 
         return join

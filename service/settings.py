@@ -73,10 +73,11 @@ class Settings(BaseSettings):
         description="Images in one engine call, at most; 0 is 32 on a GPU, and 16 on a CPU, where more cost memory",
     )
     max_queue_delay_seconds: Delay = Field(
-        0.0, description="How long the oldest image may wait for company; 0 never keeps an idle engine waiting"
+        0.0,
+        description="How long the oldest image may wait for company; a busy engine lets it wait up to 0.05 s in any case",
     )
-    max_queue_images: PositiveInt = Field(512, description="Images waiting for one model, at most; then 429")
-    max_queue_bytes: PositiveInt = Field(256 * MIB, description="Bytes of pixels waiting for one model, at most")
+    max_queue_images: PositiveInt = Field(512, description="Images decoded or waiting for one model, at most; then 429")
+    max_queue_bytes: PositiveInt = Field(256 * MIB, description="Bytes of their pixels, at most; then 429")
 
     # Requests.
     request_timeout_seconds: Timeout = Field(30.0, description="An answer that takes longer becomes a 504")

@@ -11,11 +11,13 @@ from PIL import Image, ImageOps
 from models.inputs import ImageInput
 from service import raster
 from service.engine import Engine
+from service.errors import ServiceError
 from service.preprocess import EXACT, Shortcuts, decode
 
 Array = np.ndarray[Any, Any]
 
 AS_SERVED = "as served"
+_JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,10 @@ def whole(body: bytes, spec: ImageInput) -> Array:
 
 
 def measure(bodies: Iterable[bytes], spec: ImageInput, engine: Engine, shortcuts: Shortcuts) -> Mapping[str, Agreement]:
-    """Of each shortcut alone, and of all together as they are served. The bodies are JPEGs; they are read once."""
+    """Of each shortcut alone, and of all together as they are served.
+
+    Bodies that are no JPEG, or that the server refuses, are left out.
+    """
     variants = {"only what is cropped": EXACT}
     if shortcuts.simd and raster.IS_AVAILABLE:
         variants["SIMD"] = Shortcuts(simd=True, margin=0)
@@ -59,10 +64,17 @@ def measure(bodies: Iterable[bytes], spec: ImageInput, engine: Engine, shortcuts
     variants[AS_SERVED] = shortcuts
     seen: dict[str, list[tuple[bool, int, float, float]]] = {name: [] for name in variants}
     for body in bodies:
-        reference, size = whole(body, spec), pixels_of(body)
+        if not body.startswith(_JPEG):  # of other formats, no shortcut but SIMD applies, and transparency is in the way
+            continue
+        try:
+            decoded = {
+                name: decode(body, spec, max_pixels=pixels_of(body), shortcuts=variants[name]) for name in variants
+            }
+            reference = whole(body, spec)
+        except (ServiceError, OSError):
+            continue
         wanted = engine.run(reference[np.newaxis])[0]
-        for name, each in variants.items():
-            pixels = decode(body, spec, max_pixels=size, shortcuts=each)
+        for name, pixels in decoded.items():
             found = engine.run(pixels[np.newaxis])[0]
             difference = np.abs(reference.astype(int) - pixels)
             same = bool(found.argmax() == wanted.argmax())

@@ -55,6 +55,7 @@ class Plan:
 
 def run(settings: Settings, wanted: Plan, say: Say) -> Report:
     """Blocks until all is measured; `say` hears what is being done. Raises ServiceError."""
+    photographs = _photographs(wanted.photographs)
     with TemporaryDirectory() as directory:
         with _served(settings, wanted, say) as served:
             described = _live(served.model(wanted.model))
@@ -74,7 +75,7 @@ def run(settings: Settings, wanted: Plan, say: Say) -> Report:
         if wanted.url:
             say("the limits are measured where the server is started here: without --url")
             return report
-        return _with_limits(report, settings, request, wanted, body, say)
+        return _with_limits(report, settings, request, max(wanted.clients), body, photographs, say)
 
 
 @contextmanager
@@ -137,7 +138,13 @@ def _result(served: Served, request: load.Request, wanted: Plan, clients: int, s
 
 
 def _with_limits(
-    report: Report, settings: Settings, request: load.Request, wanted: Plan, body: bytes, say: Say
+    report: Report,
+    settings: Settings,
+    request: load.Request,
+    clients: int,
+    body: bytes,
+    photographs: Sequence[Path],
+    say: Say,
 ) -> Report:
     tune_malloc()  # as the server does
     manifest, content = _published(settings, report.model)
@@ -172,24 +179,23 @@ def _with_limits(
         found += limits.engine(engine, item, LIMIT_SECONDS / 2)
         if isinstance(spec, ImageInput):
             say("preprocessing's shortcuts")
-            pictures = itertools.chain((body, enlarged), _photographs(wanted.photographs))
-            agreements = agreement.measure(pictures, spec, engine, shortcuts)
+            bodies = itertools.chain((body, enlarged), (path.read_bytes() for path in photographs))
+            agreements = agreement.measure(bodies, spec, engine, shortcuts)
     finally:
         engine.close()
     say("HTTP alone")
-    found.append(limits.http(request, max(wanted.clients), max(LIMIT_SECONDS, 2.0)))
+    found.append(limits.http(request, clients, max(LIMIT_SECONDS, 2.0)))
     return Report(**(vars(report) | {"limits": found, "large": large, "agreement": agreements}))
 
 
-def _photographs(directory: Path | None) -> Iterator[bytes]:
-    """The JPEGs of a directory and of those in it, one after the other."""
+def _photographs(directory: Path | None) -> Sequence[Path]:
+    """The JPEGs of a directory and of those in it."""
     if directory is None:
-        return
-    paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+        return []
+    paths = [path for path in directory.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg") and path.is_file()]
     if not paths:
         raise BenchError(f"{directory} holds no JPEG", cure="name a directory of photographs")
-    for path in paths:
-        yield path.read_bytes()
+    return sorted(paths)
 
 
 def _published(settings: Settings, model: str) -> tuple[Manifest, bytes]:

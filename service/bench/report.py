@@ -53,7 +53,7 @@ class Report:
     def limit(self, result: Result) -> float | None:
         """Requests a second that this machine could answer if it did nothing but these parts and run the clients.
 
-        A client waits for its answer: few clients are bound by the parts one after the other, each on one thread.
+        A client waits for its answer: few clients are bound by the parts one after the other, for one image at a time.
         """
         least = self.least_cpu()
         if not least:

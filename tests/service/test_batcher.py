@@ -82,8 +82,7 @@ class running:  # noqa: N801 - reads as a verb
 
 async def submit(batcher, values, deadline):
     places = batcher.expect(len(values), deadline)
-    for place, value in zip(places, values, strict=True):
-        batcher.enter(place, value)
+    batcher.enter(*zip(places, values, strict=True))
     return await batcher.answers(places, deadline)
 
 
@@ -154,10 +153,10 @@ async def test_what_is_expected_takes_room_until_it_is_given_up():
         first, second = batcher.expect(2, soon())
         with pytest.raises(QueueFull, match="2 images"):
             batcher.expect(1, soon())
-        batcher.enter(second, None)
+        batcher.enter((second, None))
         (third,) = batcher.expect(1, soon())
         for place in (first, third):
-            batcher.enter(place, item(1))
+            batcher.enter((place, item(1)))
         assert [answer.row[0] for answer in await batcher.answers([first, third], soon())] == [3, 3]
 
 
@@ -166,20 +165,19 @@ async def test_what_cannot_be_prepared_is_told_and_the_others_are_answered():
         places = batcher.expect(3, soon())
         broken = InvalidInput("broken")
         for place, prepared in zip(places, (item(1), broken, item(2)), strict=True):
-            await asyncio.to_thread(batcher.enter, place, prepared)
+            await asyncio.to_thread(batcher.enter, (place, prepared))
         first, second, third = await batcher.answers(places, soon())
     assert (first.row[0], second, third.row[0]) == (3, broken, 6)
 
 
-async def test_an_idle_engine_does_not_wait_for_what_is_expected():
-    engine = SumEngine()
-    async with running(engine) as batcher:
-        places = batcher.expect(2, soon())
-        batcher.enter(places[0], item(1))
-        await batcher.answers(places[:1], soon())
-        batcher.enter(places[1], item(2))
-        await batcher.answers(places[1:], soon())
-    assert engine.sizes == [1, 1]
+async def test_an_idle_engine_does_not_wait_for_what_is_expected(monkeypatch):
+    monkeypatch.setattr("service.batcher._COMING", (1e9, 60.0))
+    async with running(SumEngine()) as batcher:
+        here, coming = batcher.expect(2, soon())
+        batcher.enter((here, item(1)))
+        (answer,) = await batcher.answers([here], soon())
+        batcher.enter((coming, None))
+    assert answer.queue_seconds < 20
 
 
 async def test_an_engine_that_was_busy_waits_for_what_is_expected(monkeypatch):
@@ -189,28 +187,59 @@ async def test_an_engine_that_was_busy_waits_for_what_is_expected(monkeypatch):
         first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
         await entered(engine)
         places = batcher.expect(3, soon())
-        batcher.enter(places[0], item(1))
+        batcher.enter((places[0], item(1)))
         engine.gate.set()
         await first
-        batcher.enter(places[1], item(2))
-        batcher.enter(places[2], None)  # nobody else comes: what waits is run
+        batcher.enter((places[1], item(2)))
+        batcher.enter((places[2], None))  # nobody else comes: what waits is run
         answers = await batcher.answers(places[:2], soon())
     assert engine.sizes == [1, 2]
     assert [answer.row[0] for answer in answers] == [3, 6]
 
 
-async def test_an_engine_waits_a_fifth_of_its_last_call_at_most_for_what_never_comes():
-    engine = GatedEngine()
-    async with running(engine) as batcher:
-        first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
-        await entered(engine)
+async def test_an_engine_that_was_busy_waits_so_long_for_what_never_comes(monkeypatch):
+    monkeypatch.setattr("service.batcher._COMING", (1e9, 0.3))
+    async with running(SumEngine()) as batcher:
         waits, never = batcher.expect(2, soon())
-        batcher.enter(waits, item(1))
-        engine.gate.set()
-        await first
-        await batcher.answers([waits], soon())
-        batcher.enter(never, None)
-    assert engine.sizes == [1, 1]
+        await submit(batcher, [item(0)], soon())
+        batcher.enter((waits, item(1)))
+        (answer,) = await batcher.answers([waits], soon())
+        batcher.enter((never, None))
+    assert 0.1 < answer.queue_seconds < 10
+
+
+async def test_of_a_short_call_the_wait_is_a_share(monkeypatch):
+    monkeypatch.setattr("service.batcher._COMING", (1.0, 60.0))
+    async with running(SumEngine()) as batcher:  # whose calls take microseconds
+        waits, never = batcher.expect(2, soon())
+        await submit(batcher, [item(0)], soon())
+        batcher.enter((waits, item(1)))
+        (answer,) = await batcher.answers([waits], soon())
+        batcher.enter((never, None))
+    assert answer.queue_seconds < 20
+
+
+async def test_a_runner_that_has_its_turn_does_not_hand_it_back(monkeypatch):
+    """What is expected while a runner waits for its turn is no reason to wait again, behind every other model."""
+    monkeypatch.setattr("service.batcher._RETURNING", (0.0, 0.0))
+    monkeypatch.setattr("service.batcher._COMING", (1e9, 60.0))
+    turns, busy, engine = Turns(1), GatedEngine(), SumEngine()
+    async with running(busy, turns=turns) as first, running(engine, turns=turns) as second:
+        await submit(second, [item(0)], soon())  # has been busy just now
+        holding = asyncio.ensure_future(submit(first, [item(1)], soon()))
+        await entered(busy)
+        waiting = asyncio.ensure_future(submit(second, [item(2)], soon()))
+        while not turns._waiting:  # noqa: ASYNC110 - until its runner asks for a turn
+            await asyncio.sleep(0.001)
+        (never,) = second.expect(1, soon())
+        busy.gate.set()
+        await holding
+        try:
+            (answer,) = await waiting
+        finally:
+            second.enter((never, None))
+    assert answer.row == [6]
+    assert answer.queue_seconds < 20
 
 
 async def test_closing_answers_what_is_expected_and_ends_every_runner():
@@ -219,10 +248,10 @@ async def test_closing_answers_what_is_expected_and_ends_every_runner():
     answered, gone = batcher.expect(2, soon())
     closing = asyncio.ensure_future(batcher.close())
     await asyncio.sleep(0)
-    batcher.enter(answered, item(1))
+    batcher.enter((answered, item(1)))
     (answer,) = await batcher.answers([answered], soon())
     assert answer.row == [3]
-    batcher.enter(gone, None)
+    batcher.enter((gone, None))
     await asyncio.wait_for(closing, 20)
 
 

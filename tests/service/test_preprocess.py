@@ -885,6 +885,21 @@ def test_a_cancelled_callers_image_is_skipped_and_makes_room(gated):
     in_pool(scenario)
 
 
+def test_a_dropped_image_is_not_kept(gated):
+    async def scenario(pool: DecodePool) -> None:
+        running = started(decoded_in(pool, b"1", WHOLE))
+        await gated.wait_begun()
+        outcomes: list[object] = []
+        job = Job(b"2", WHOLE, outcomes.append)
+        pool.put([job])
+        pool.drop(job)
+        assert (outcomes, job.data) == ([None], b"")
+        gated.gate.set()
+        await running
+
+    in_pool(scenario)
+
+
 def test_an_image_in_a_thread_takes_room_even_when_its_caller_has_gone(gated):
     async def scenario(pool: DecodePool) -> None:
         running = started(decoded_in(pool, b"1", WHOLE))
@@ -913,9 +928,10 @@ def test_several_images_are_taken_all_or_none(gated):
     in_pool(scenario)
 
 
-def test_a_mistake_of_ours_costs_one_image_and_the_thread_goes_on(monkeypatch):
+@pytest.mark.parametrize("kind", [ValueError, BaseException])
+def test_a_mistake_of_ours_costs_one_image_and_the_thread_goes_on(monkeypatch, kind):
     def mistaken(data: bytes, *_: object, **_options: object) -> np.ndarray:
-        raise ValueError(data)
+        raise kind(data)
 
     async def scenario(pool: DecodePool) -> None:
         with monkeypatch.context() as patched:

@@ -13,6 +13,7 @@ from service.engine import Engine, plan
 from service.preprocess import EXACT, Shortcuts, decode
 from service.repository import read_published
 from service.settings import Settings
+from tests import images
 from tests.models.tiny import make_tiny
 from tests.service.test_main import run as menagerie
 from tests.service.test_preprocess import reference
@@ -91,13 +92,24 @@ def test_what_a_shortcut_changes_is_counted(monkeypatch):
 
 def test_the_photographs_are_those_of_a_directory(tmp_path):
     with pytest.raises(BenchError, match="holds no JPEG"):
-        list(benchmark._photographs(tmp_path))
+        benchmark._photographs(tmp_path)
     (tmp_path / "more").mkdir()
     (tmp_path / "b.JPG").write_bytes(b"2")
     (tmp_path / "more" / "c.jpeg").write_bytes(b"3")
     (tmp_path / "a.png").write_bytes(b"1")
-    assert list(benchmark._photographs(tmp_path)) == [b"2", b"3"]
-    assert list(benchmark._photographs(None)) == []
+    (tmp_path / "d.jpg").mkdir()
+    assert [path.name for path in benchmark._photographs(tmp_path)] == ["b.JPG", "c.jpeg"]
+    assert benchmark._photographs(None) == []
+
+
+@pytest.mark.parametrize("body", [b"", b"no image", PHOTOGRAPH[:5000], images.png(images.gradient())])
+def test_what_cannot_be_compared_is_left_out(body):
+    manifest, content = read_published(TINY / "tiny" / "1")
+    engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
+    engine.open(3)
+    found = agreement.measure([body, PHOTOGRAPH, body], manifest.spec.input, engine, Shortcuts())
+    engine.close()
+    assert found["as served"].pictures == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"resize": "stretch"}, {"height": 40, "width": 30, "channels": 1}])
