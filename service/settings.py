@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     )
     max_queue_delay_seconds: Delay = Field(
         0.0,
-        description="How long the oldest image may wait for company; a busy engine lets it wait up to 0.05 s in any case",
+        description="How long the oldest image may wait for company; at a busy engine, 0.05 s in any case",
     )
     max_queue_images: PositiveInt = Field(512, description="Images decoded or waiting for one model, at most; then 429")
     max_queue_bytes: PositiveInt = Field(256 * MIB, description="Bytes of their pixels, at most; then 429")
