@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import admin
 from service.body import BodyReader
+from service.decode_pool import DecodePool
 from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
 from service.lifecycle import Lifecycle
 from service.loader import Loader
@@ -19,7 +20,7 @@ from service.machine import usable_cores
 from service.memory import tune_malloc
 from service.middleware import RequestFacts, RequestMiddleware, error_response
 from service.operations import Operations
-from service.preprocess import DecodePool, Shortcuts
+from service.preprocess import Shortcuts
 from service.publisher import Publisher
 from service.reconciler import Reconciler
 from service.registry import Registry

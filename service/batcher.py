@@ -132,16 +132,16 @@ class Batcher:
         `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady.
         """
         request_id = REQUEST_ID.get()
-        items = [Place(deadline, request_id, self._loop.create_future()) for _ in range(count)]
+        places = [Place(deadline, request_id, self._loop.create_future()) for _ in range(count)]
         with self._changed:
             if self._closing:
                 raise ModelNotReady(f"{self._name} is being unloaded")
             if not self._has_room(count):
-                self._queue = deque(item for item in self._queue if not item.result.done())  # their callers have gone
+                self._queue = deque(place for place in self._queue if not place.result.done())  # callers have gone
                 if not self._has_room(count):
                     raise QueueFull(f"{len(self._queue) + self._coming} images wait for {self._name} already")
             self._coming += count
-        return items
+        return places
 
     def _has_room(self, count: int) -> bool:
         return len(self._queue) + self._coming + count <= self._max_queue_images
@@ -164,19 +164,21 @@ class Batcher:
             if isinstance(value, ServiceError):
                 self._to_loop(place.settle, value)
 
-    async def answers(self, items: Sequence[Place], deadline: float) -> list[Answer | ServiceError]:
+    async def answers(self, places: Sequence[Place]) -> list[Answer | ServiceError]:
         """An outcome for each of the expected items, in order.
 
         Raises DeadlinePassed. When the caller is cancelled, what still waits is never run.
         """
+        if not places:
+            return []
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return [await item.result for item in items]
+            async with asyncio.timeout(places[0].deadline - time.monotonic()):
+                return [await place.result for place in places]
         except TimeoutError:
             raise DeadlinePassed("the answer was not ready before the deadline") from None
         finally:
-            for item in items:
-                item.result.cancel()
+            for place in places:
+                place.result.cancel()
 
     # From here on: the runner threads.
 
@@ -243,16 +245,16 @@ class Batcher:
         if len(self._runners) > 1 and not self._is_due():
             return batch
         while self._queue and len(batch) < self._max_batch_size:
-            item = self._queue.popleft()
-            if not item.result.done() and item.deadline > now:
-                batch.append(item)
+            place = self._queue.popleft()
+            if not place.result.done() and place.deadline > now:
+                batch.append(place)
         return batch
 
     def _execute(self, batch: Sequence[Place], started: float) -> Sequence[Answer | ServiceError]:
         """An outcome for each item."""
         rows = self._attempt(batch)
         seconds = time.monotonic() - started
-        waits = [started - item.entered for item in batch]
+        waits = [started - place.entered for place in batch]
         if self._observer is not None:
             self._observer.executed(len(batch), waits, seconds)
         return [
@@ -267,7 +269,7 @@ class Batcher:
         """
         try:
             # One item is a batch as it is; of several, the copy is a hundredth of what decoding them took.
-            values = [item.value for item in batch if item.value is not None]
+            values = [place.value for place in batch if place.value is not None]
             rows = self._run(np.stack(values) if len(values) > 1 else values[0][np.newaxis])
             if len(rows) != len(batch):
                 raise ValueError(f"{len(rows)} rows for {len(batch)} items")  # noqa: TRY301 - handled like the engine's
@@ -290,5 +292,5 @@ class Batcher:
 
 
 def _settle(batch: Sequence[Place], outcomes: Sequence[Answer | ServiceError]) -> None:
-    for item, outcome in zip(batch, outcomes, strict=True):
-        item.settle(outcome)
+    for place, outcome in zip(batch, outcomes, strict=True):
+        place.settle(outcome)

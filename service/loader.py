@@ -14,12 +14,12 @@ from models.artifact import ONNX_FILE, Artifact
 from service import metrics
 from service.batcher import Batcher
 from service.conversion import Converter
+from service.decode_pool import DecodePool
 from service.engine import CPU, CUDA, TENSORRT, Engine, plan
 from service.errors import ConversionError, DeviceLost, NotEnoughMemory
 from service.lifecycle import Lifecycle
 from service.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
 from service.memory import MIB
-from service.preprocess import DecodePool
 from service.repository import Version, read_published
 from service.servable import Servable
 from service.settings import Settings

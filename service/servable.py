@@ -12,11 +12,11 @@ import numpy as np
 from models.artifact import Manifest
 from models.inputs import ImageInput
 from service.batcher import Answer, Batcher, Place
+from service.decode_pool import Decoded, DecodePool, Job
 from service.engine import Engine
 from service.errors import InvalidInput, ServiceError
 from service.metrics import ServableMetrics
 from service.postprocess import Prediction, top_classes
-from service.preprocess import Decoded, DecodePool, Job
 from service.tuning import Tuning
 
 Array = np.ndarray[Any, Any]
@@ -115,7 +115,7 @@ class Servable:
         jobs: Sequence[Job] = ()
         try:
             jobs = self._prepare(usable, places)
-            answers = await self.batcher.answers(places, deadline)
+            answers = await self.batcher.answers(places)
         finally:
             self._inflight -= len(items)
             for job in jobs:

@@ -14,10 +14,11 @@ from service.commands import remote
 from service.commands.console import errors_told, out
 from service.commands.listing import known
 from service.commands.options import CacheOption, RepositoryOption, UrlOption, read_settings
+from service.decode_pool import DecodePool
 from service.errors import RepositoryError
 from service.lifecycle import Lifecycle
 from service.loader import Loader
-from service.preprocess import DecodePool, Shortcuts
+from service.preprocess import Shortcuts
 from service.reconciler import Reconciler
 from service.registry import Registry
 from service.repository import Repository

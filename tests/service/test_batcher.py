@@ -83,7 +83,7 @@ class running:  # noqa: N801 - reads as a verb
 async def submit(batcher, values, deadline):
     places = batcher.expect(len(values), deadline)
     batcher.enter(*zip(places, values, strict=True))
-    return await batcher.answers(places, deadline)
+    return await batcher.answers(places)
 
 
 async def entered(engine):
@@ -157,7 +157,7 @@ async def test_what_is_expected_takes_room_until_it_is_given_up():
         (third,) = batcher.expect(1, soon())
         for place in (first, third):
             batcher.enter((place, item(1)))
-        assert [answer.row[0] for answer in await batcher.answers([first, third], soon())] == [3, 3]
+        assert [answer.row[0] for answer in await batcher.answers([first, third])] == [3, 3]
 
 
 async def test_what_cannot_be_prepared_is_told_and_the_others_are_answered():
@@ -166,7 +166,7 @@ async def test_what_cannot_be_prepared_is_told_and_the_others_are_answered():
         broken = InvalidInput("broken")
         for place, prepared in zip(places, (item(1), broken, item(2)), strict=True):
             await asyncio.to_thread(batcher.enter, (place, prepared))
-        first, second, third = await batcher.answers(places, soon())
+        first, second, third = await batcher.answers(places)
     assert (first.row[0], second, third.row[0]) == (3, broken, 6)
 
 
@@ -175,7 +175,7 @@ async def test_an_idle_engine_does_not_wait_for_what_is_expected(monkeypatch):
     async with running(SumEngine()) as batcher:
         here, coming = batcher.expect(2, soon())
         batcher.enter((here, item(1)))
-        (answer,) = await batcher.answers([here], soon())
+        (answer,) = await batcher.answers([here])
         batcher.enter((coming, None))
     assert answer.queue_seconds < 20
 
@@ -192,7 +192,7 @@ async def test_an_engine_that_was_busy_waits_for_what_is_expected(monkeypatch):
         await first
         batcher.enter((places[1], item(2)))
         batcher.enter((places[2], None))  # nobody else comes: what waits is run
-        answers = await batcher.answers(places[:2], soon())
+        answers = await batcher.answers(places[:2])
     assert engine.sizes == [1, 2]
     assert [answer.row[0] for answer in answers] == [3, 6]
 
@@ -203,7 +203,7 @@ async def test_an_engine_that_was_busy_waits_so_long_for_what_never_comes(monkey
         waits, never = batcher.expect(2, soon())
         await submit(batcher, [item(0)], soon())
         batcher.enter((waits, item(1)))
-        (answer,) = await batcher.answers([waits], soon())
+        (answer,) = await batcher.answers([waits])
         batcher.enter((never, None))
     assert 0.1 < answer.queue_seconds < 10
 
@@ -214,7 +214,7 @@ async def test_of_a_short_call_the_wait_is_a_share(monkeypatch):
         waits, never = batcher.expect(2, soon())
         await submit(batcher, [item(0)], soon())
         batcher.enter((waits, item(1)))
-        (answer,) = await batcher.answers([waits], soon())
+        (answer,) = await batcher.answers([waits])
         batcher.enter((never, None))
     assert answer.queue_seconds < 20
 
@@ -249,7 +249,7 @@ async def test_closing_answers_what_is_expected_and_ends_every_runner():
     closing = asyncio.ensure_future(batcher.close())
     await asyncio.sleep(0)
     batcher.enter((answered, item(1)))
-    (answer,) = await batcher.answers([answered], soon())
+    (answer,) = await batcher.answers([answered])
     assert answer.row == [3]
     batcher.enter((gone, None))
     await asyncio.wait_for(closing, 20)
