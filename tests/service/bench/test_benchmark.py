@@ -143,7 +143,7 @@ def test_the_whole_of_it(hurried, tmp_path, monkeypatch):
         COLUMNS="200",
     )
     assert result.exit_code == 0, result.stderr
-    for word in ("Under load", "Each part alone", "Where the server's CPU goes", "12 megapixels", "batch 32", "HTTP"):
+    for word in ("Under load", "Each part alone", "Where the server's CPU goes", "12 megapixels", "batch 16", "HTTP"):
         assert word in result.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [each["load"]["clients"] for each in report["results"]] == [1, 3]
