@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 
+from service.decode_pool import DecodePool
 from service.engine import Engine
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
 from service.lifecycle import Lifecycle
 from service.loader import Loader
 from service.machine import usable_cores
 from service.metrics import generate_latest
-from service.preprocess import DecodePool
 from service.reconciler import Reconciler
 from service.registry import Registry
 from service.settings import Settings
