@@ -32,6 +32,7 @@ log = structlog.get_logger()
 # who may come again as soon as they are answered, and for items that are known to be on their way.
 _RETURNING = 0.05, 0.002
 _COMING = 0.2, 0.05
+_LONG_SECONDS = 0.002  # after a shorter call, to sleep and be woken takes longer than there is to gain
 
 
 class Answer(NamedTuple):
@@ -229,8 +230,9 @@ class Batcher:
         if not self._queue:
             return None
         until = self._queue[0].entered + self._max_queue_delay_seconds
-        if len(self._runners) == 1:  # of several, each takes what the others leave
-            ended, seconds = self._last_call
+        ended, seconds = self._last_call
+        is_lone = len(self._runners) == 1  # of several, each takes what the others leave
+        if is_lone and seconds >= _LONG_SECONDS:
             share, most = _COMING if self._coming else _RETURNING
             until = max(until, ended + min(share * seconds, most))
         return max(0.0, until - time.monotonic())
