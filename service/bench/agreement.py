@@ -67,9 +67,8 @@ def measure(bodies: Iterable[bytes], spec: ImageInput, engine: Engine, shortcuts
         if not body.startswith(_JPEG):  # of other formats, no shortcut but SIMD applies, and transparency is in the way
             continue
         try:
-            decoded = {
-                name: decode(body, spec, max_pixels=pixels_of(body), shortcuts=variants[name]) for name in variants
-            }
+            size = pixels_of(body)
+            decoded = {name: decode(body, spec, max_pixels=size, shortcuts=each) for name, each in variants.items()}
             reference = whole(body, spec)
         except (ServiceError, OSError):
             continue

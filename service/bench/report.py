@@ -63,7 +63,7 @@ class Report:
         rate = self.cores * 1000 / (on_cores + result.client_cpu_milliseconds)
         if self.on_gpu:  # the device works beside the cores
             rate = min(rate, max(engine))
-        first = {
+        first = {  # of each part: one thread, a batch of one
             each.part: 1000 / each.rate for each in reversed(self.limits) if each.part in ("preprocessing", "engine")
         }
         alone = sum(first.values()) + least["HTTP"] + result.client_cpu_milliseconds

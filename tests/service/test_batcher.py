@@ -199,15 +199,21 @@ async def test_an_engine_that_was_busy_waits_for_what_is_expected(monkeypatch):
     assert [answer.row[0] for answer in answers] == [3, 6]
 
 
-async def test_an_engine_that_was_busy_waits_so_long_for_what_never_comes(monkeypatch):
-    monkeypatch.setattr("service.batcher._COMING", (1e9, 0.3))
-    monkeypatch.setattr("service.batcher._LONG_SECONDS", 0.0)
+async def beside_what_never_comes():
+    """The answer of an engine whose last call, of microseconds, has just ended, while another item is expected."""
     async with running(SumEngine()) as batcher:
         waits, never = batcher.expect(2, soon())
         await submit(batcher, [item(0)], soon())
         batcher.enter((waits, item(1)))
         (answer,) = await batcher.answers([waits])
         batcher.enter((never, None))
+    return answer
+
+
+async def test_an_engine_that_was_busy_waits_so_long_for_what_never_comes(monkeypatch):
+    monkeypatch.setattr("service.batcher._COMING", (1e9, 0.3))
+    monkeypatch.setattr("service.batcher._LONG_SECONDS", 0.0)
+    answer = await beside_what_never_comes()
     assert 0.1 < answer.queue_seconds < 10
 
 
@@ -215,12 +221,7 @@ async def test_an_engine_that_was_busy_waits_so_long_for_what_never_comes(monkey
 async def test_after_a_short_call_the_wait_is_a_share_or_none(monkeypatch, share, long):
     monkeypatch.setattr("service.batcher._COMING", (share, 60.0))
     monkeypatch.setattr("service.batcher._LONG_SECONDS", long)
-    async with running(SumEngine()) as batcher:  # whose calls take microseconds
-        waits, never = batcher.expect(2, soon())
-        await submit(batcher, [item(0)], soon())
-        batcher.enter((waits, item(1)))
-        (answer,) = await batcher.answers([waits])
-        batcher.enter((never, None))
+    answer = await beside_what_never_comes()
     assert answer.queue_seconds < 20
 
 
