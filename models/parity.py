@@ -1,5 +1,7 @@
 """Whether ONNX Runtime answers as the framework does, on the same items."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,20 @@ def sample_items(item: Input) -> Array:
     return np.stack(pictures).reshape(-1, *item.shape)
 
 
+def measure(expected: Mapping[str, Array], found: Mapping[str, Array], output: str, batches: tuple[int, ...]) -> Parity:
+    """How far answers are from those expected: `(N, ...)`, the network's called as `output`, and "probabilities"."""
+    outputs, probabilities = expected[output], expected["probabilities"]
+    difference = float(np.abs(found[output] - outputs).max())
+    largest = float(np.abs(outputs).max()) or math.ulp(0)  # a network may answer 0 to every item
+    return Parity(
+        relative_error=difference / largest,
+        probability_error=float(np.abs(found["probabilities"] - probabilities).max()),
+        top1_agreement=float((found["probabilities"].argmax(1) == probabilities.argmax(1)).mean()),
+        batches=batches,
+        items=len(probabilities),
+    )
+
+
 def compare(network: Any, content: bytes, spec: Spec) -> Parity:
     """Runs the framework and ONNX Runtime on the same items. Raises ArtifactError where they disagree."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -46,7 +62,7 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
         )
     feeds = [{session.get_inputs()[0].name: batch} for batch in batches]
     try:
-        found = {
+        found: dict[str, Array] = {
             name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
             for name in (spec.output, "probabilities")
         }
@@ -55,14 +71,8 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
             f"the network does not run on batches of {' and '.join(map(str, BATCHES))}: {str(error).splitlines()[0]}",
             "export it with a free batch dimension, and with no batch size in its reshapes",
         ) from error
-    probabilities = probabilities_of(expected, spec.output)
-    parity = Parity(
-        relative_error=float(np.abs(found[spec.output] - expected).max() / np.abs(expected).max()),
-        probability_error=float(np.abs(found["probabilities"] - probabilities).max()),
-        top1_agreement=float((found["probabilities"].argmax(1) == probabilities.argmax(1)).mean()),
-        batches=BATCHES,
-        items=len(expected),
-    )
+    answers: dict[str, Array] = {spec.output: expected, "probabilities": probabilities_of(expected, spec.output)}
+    parity = measure(answers, found, spec.output, BATCHES)
     if not parity.relative_error <= TOLERANCE:  # so that NaN is refused too
         raise ArtifactError(
             f"ONNX Runtime disagrees with {spec.framework}: relative error {parity.relative_error:.2e}, "

@@ -17,6 +17,7 @@ from onnxruntime.transformers import float16
 
 from models import calibration, machine
 from models.artifact import ArtifactError, Choice, Parity, Precision, Spec, Trial
+from models.parity import measure
 
 Array = NDArray[Any]
 
@@ -101,7 +102,7 @@ def attempt(
         raise ArtifactError(f"ONNX Runtime cannot make the network {precision}: {what}", _FP32) from error
     if not all(np.isfinite(each).all() for each in found.values()):
         raise ArtifactError(f"some answers in {precision} are not finite: its range is too small", _FP32)
-    parity = _compare(expected, found, spec)
+    parity = measure(expected, found, spec.output, (BATCH,))
     agrees = parity.top1_agreement >= least
     views = "" if len(items.judged) == items.images else f" in {len(items.judged)} views"
     trial = Trial(
@@ -216,18 +217,6 @@ def _answers(content: bytes, spec: Spec, items: Array) -> dict[str, Array]:
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
     found = [session.run(names, {source: batch}) for batch in batches]
     return {name: np.concatenate([each[index] for each in found]) for index, name in enumerate(names)}
-
-
-def _compare(expected: Mapping[str, Array], found: Mapping[str, Array], spec: Spec) -> Parity:
-    outputs, others = expected[spec.output], found[spec.output]
-    best, probabilities = expected["probabilities"], found["probabilities"]
-    return Parity(
-        relative_error=float(np.abs(others - outputs).max() / np.abs(outputs).max()),
-        probability_error=float(np.abs(probabilities - best).max()),
-        top1_agreement=float((probabilities.argmax(1) == best.argmax(1)).mean()),
-        batches=(BATCH,),
-        items=len(best),
-    )
 
 
 def _speed(fp32: bytes, other: bytes, items: Array) -> float:

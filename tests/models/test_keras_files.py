@@ -16,6 +16,7 @@ import tf_keras
 from models import formats, weights
 from models.artifact import ArtifactError, ModelConfig, find_weights, resolve
 warnings.simplefilter("ignore")
+keras.utils.set_random_seed(0)
 room = Path(sys.argv[1])
 pictures = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).astype(np.float32)
 

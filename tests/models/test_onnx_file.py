@@ -69,6 +69,14 @@ def test_an_onnx_model_is_served_as_it_is(tmp_path):
     np.testing.assert_allclose(probabilities(network, spec, PIXELS), expected, atol=1e-6)
 
 
+def test_a_network_that_answers_0_to_everything_is_served(tmp_path):
+    zero = numpy_helper.from_array(np.zeros((), np.float32), "zero")
+    mean = helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0)
+    nodes = [mean, helper.make_node("Mul", ["m", "zero"], ["y"])]
+    network, spec = opened(tmp_path, model(nodes, [zero]), **SCALED)
+    np.testing.assert_allclose(probabilities(network, spec, PIXELS), 1 / 3)
+
+
 LAST = {
     "Softmax": [helper.make_node("Softmax", ["m"], ["y"], axis=-1)],
     "Sigmoid": [helper.make_node("Sigmoid", ["m"], ["y"])],
