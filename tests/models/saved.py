@@ -6,11 +6,11 @@ import zipfile
 
 
 def archive(**entries):
-    """A zip archive of these entries, `__` standing for a slash and `_` for a point."""
+    """A zip archive of these entries, `__` standing for a slash and `_` for a point; the same bytes at any time."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as zipped:
         for name, content in entries.items():
-            zipped.writestr(name.replace("__", "/").replace("_", "."), content)
+            zipped.writestr(zipfile.ZipInfo(name.replace("__", "/").replace("_", ".")), content)
     return file.getvalue()
 
 
