@@ -222,15 +222,15 @@ def _answers(content: bytes, spec: Spec, items: Array) -> dict[str, Array]:
 def _speed(fp32: bytes, other: bytes, items: Array) -> float:
     """How many times as many items a second on one thread, each at its best of some rounds that take turns.
 
-    Beside other work one thread's figures are the steadiest.
+    Its own time is counted: other work on the machine may halve the rate of one and not of the other.
     """
     batch = np.resize(items, (BATCH, *items.shape[1:]))
     sessions, best = [_session(content, 1) for content in (fp32, other)], [0.0, 0.0]
     for _ in range(_ROUNDS):
         for index, session in enumerate(sessions):
-            feed, count, started = {session.get_inputs()[0].name: batch}, 0, time.perf_counter()
-            while count == 0 or time.perf_counter() - started < _SECONDS:
+            feed, count, started = {session.get_inputs()[0].name: batch}, 0, time.thread_time()
+            while count == 0 or time.thread_time() - started < _SECONDS:
                 session.run(["probabilities"], feed)
                 count += 1
-            best[index] = max(best[index], count / (time.perf_counter() - started))
+            best[index] = max(best[index], count / (time.thread_time() - started))
     return best[1] / best[0]
