@@ -203,13 +203,13 @@ from models import whole
 from models.artifact import Artifact
 
 def refused(name, path, **config):
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         spec = resolve(ModelConfig(weights=path.name, **config), None, room, room / "no").spec
         whole.open_whole(Artifact(spec=spec, weights=path, fingerprint=""), allow_code=False)
     except ArtifactError as error:
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print(json.dumps([name, str(error), error.cure, time.monotonic() - started, grown]))
+        print(json.dumps([name, str(error), error.cure, time.process_time() - started, grown]))
 
 def changed(change):  # a .keras whose network is described otherwise
     sound = room / "sound.keras"
