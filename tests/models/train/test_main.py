@@ -76,6 +76,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(repository, photos):
     """A version for each framework of one model, trained on photographs: its output, by framework."""
+    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True)  # a slow first time, it warns
     told = {}
     for framework in FRAMEWORKS:
         options = [
@@ -168,14 +169,16 @@ def test_a_killed_training_publishes_nothing_and_goes_on(tmp_path, capsys):
 
     words = [*SLOW, "--output", str(tmp_path / "model")]
     assert main(words) == 1
-    assert "was interrupted after epoch" in capsys.readouterr().err
+    (killed_after,) = map(int, re.findall(r"was interrupted after epoch (\d+)\n", capsys.readouterr().err))
+    assert killed_after >= 3
     assert main([*words, "--seed=1", "--resume"]) == 1
     assert "had seed 0, and this command has 1" in capsys.readouterr().err
 
-    less = [word.replace("1000", "12") for word in command]
+    last = killed_after + 2  # the signal may come some epochs late
+    less = [word.replace("1000", str(last)) for word in command]
     done = subprocess.run([*less, "--resume"], check=True, capture_output=True, text=True)
-    numbers = [int(number) for number in re.findall(r"^epoch +(\d+)/12", done.stdout, re.MULTILINE)]
-    assert numbers[0] > 3
+    numbers = [int(number) for number in re.findall(rf"^epoch +(\d+)/{last}", done.stdout, re.MULTILINE)]
+    assert numbers == [last - 1, last]
     assert Repository(tmp_path).resolve("model", 1).source.spec.framework == "torch"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
