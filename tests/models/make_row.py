@@ -119,6 +119,8 @@ def make(name, directory, size):
     import keras
     import torch
 
+    torch.manual_seed(0)
+    keras.utils.set_random_seed(0)  # what `enliven` leaves as it was built
     architecture = catalog.find(name)
     # The first row of each builder; a library's own network may have one size, or three channels.
     first = next((each for each in catalog.CATALOG.values() if each.builders == architecture.builders), None)

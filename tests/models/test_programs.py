@@ -23,6 +23,7 @@ import torch
 from pathlib import Path
 warnings.simplefilter("ignore")
 room = Path(sys.argv[1])
+torch.manual_seed(0)
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 3)).eval()
 torch.jit.script(network).save(room / "script.pt")
 example = (torch.zeros(2, 3, 8, 8),)
@@ -33,6 +34,7 @@ torch.export.save(torch.export.export(network, example), room / "fixed.pt2")
 
 KERAS = f"""{START}
 from pathlib import Path
+keras.utils.set_random_seed(0)
 layers = keras.layers
 network = keras.Sequential([layers.Input((8, 8, 3)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(3)])
 network.export(Path(sys.argv[1], "weights"), verbose=False)
