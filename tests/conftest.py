@@ -76,5 +76,4 @@ def serve(tmp_path):
 
     yield start
     for server in started:
-        server.process.kill()
-        server.process.wait()
+        server.kill()

@@ -22,9 +22,11 @@ class ServerProcess:
     """`menagerie serve` in a process of its own, with its log in a file."""
 
     def __init__(self, log, command=("-m", "service", "serve"), **settings):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        # Held for as long as the server is: until it listens, nobody else is given its port.
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.port = self._held.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         settings = {"port": self.port, "log_format": "json", "provider": "cpu", **settings}
@@ -37,6 +39,9 @@ class ServerProcess:
 
     def get(self, path):
         return httpx2.get(self.url + path, timeout=30)
+
+    def post(self, path, **request):
+        return httpx2.post(self.url + path, timeout=60, **request)
 
     def is_ready(self):
         assert self.process.poll() is None, self.log()
@@ -51,4 +56,11 @@ class ServerProcess:
 
     def stop(self, sig=signal.SIGTERM, seconds=60):
         self.process.send_signal(sig)
-        return self.process.wait(seconds)
+        code = self.process.wait(seconds)
+        self._held.close()
+        return code
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self._held.close()

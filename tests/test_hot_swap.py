@@ -1,9 +1,7 @@
 """Swaps under load, in a real server with real clients: no request fails, and every answer is its version's own."""
 
-import os
 import random
 import shutil
-import signal
 import threading
 import time
 from pathlib import Path
@@ -89,8 +87,8 @@ def test_twenty_swaps_between_pytorch_and_keras_under_load(serve, tmp_path, reco
     expected = {}
     for version in (1, 2):
         for number, content in enumerate(pictures):
-            url = f"{server.url}/predict/twins?top_k=3&version={version}"
-            expected[version, number] = httpx2.post(url, content=content, headers=JPEG).json()["predictions"]
+            path = f"/predict/twins?top_k=3&version={version}"
+            expected[version, number] = server.post(path, content=content, headers=JPEG).json()["predictions"]
     for number in range(len(pictures)):
         for mine, other in zip(expected[1, number], expected[2, number], strict=True):
             assert mine["probability"] == pytest.approx(other["probability"], abs=1e-4)
@@ -164,7 +162,7 @@ def test_the_memory_of_a_model_that_goes_comes_back(serve, tmp_path, record_prop
     for swap in range(50):
         number = 2 - swap % 2
         assert admin(server, "POST", f"heavy/versions/{number}/activate").status_code == 200
-        answer = httpx2.post(f"{server.url}/predict/heavy", content=picture(), headers=JPEG).json()
+        answer = server.post("/predict/heavy", content=picture(), headers=JPEG).json()
         assert answer["version"] == number
         until(lambda number=number: shown(server, "heavy", 3 - number) is None)
         resident.append(resident_bytes(server))
@@ -192,7 +190,7 @@ def test_a_server_killed_at_any_moment_serves_what_was_published_last(serve, tmp
         numbers = sorted(int(path.name) for path in (repository / "colour").iterdir() if path.name.isdigit())
         assert listed["live"] == numbers[-1]
         assert [each["state"] for each in listed["versions"] if each["version"] == numbers[-1]] == ["READY"]
-        assert httpx2.post(f"{server.url}/predict/colour", content=picture(), headers=JPEG).status_code == 200
+        assert server.post("/predict/colour", content=picture(), headers=JPEG).status_code == 200
         for number in numbers:  # each is whole
             assert (repository / "colour" / str(number) / MANIFEST_FILE).exists()
             assert not list((repository / "colour").glob("*/archive.tar"))
@@ -215,8 +213,7 @@ def test_a_server_killed_at_any_moment_serves_what_was_published_last(serve, tmp
         thread = threading.Thread(target=work)
         thread.start()
         time.sleep(seed.uniform(0, 0.8))
-        os.kill(server.process.pid, signal.SIGKILL)
-        server.process.wait()
+        server.kill()
         stages.append(stage[0].split()[0])
         thread.join()
     counts = {name: stages.count(name) for name in sorted(set(stages))}

@@ -37,9 +37,10 @@ class Limit:
 def _measure(part: str, setting: str, work: Callable[[], int], seconds: float) -> Limit:
     """Does the work, which tells of how many images it was, again and again for so long; once before, uncounted."""
     work()
-    done, cpu, started = 0, time.process_time(), time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds:
+    done, elapsed, cpu, started = 0, 0.0, time.process_time(), time.perf_counter()
+    while done == 0 or elapsed < seconds:
         done += work()
+        elapsed = time.perf_counter() - started
     used = time.process_time() - cpu
     return Limit(part=part, setting=setting, rate=done / elapsed, cpu_milliseconds=used / done * 1000)
 

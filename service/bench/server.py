@@ -154,11 +154,18 @@ def _listener(port: int) -> int | None:
     with suppress(OSError):
         rows = [line.split() for table in ("tcp", "tcp6") for line in _lines(f"/proc/net/{table}")[1:]]
         inodes = {row[9] for row in rows if row[3] == LISTENING and int(row[1].rpartition(":")[2], 16) == port}
-        for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-            with suppress(OSError):
-                if descriptor.readlink().name.strip("socket:[]") in inodes:
-                    return int(descriptor.parts[2])
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # another's, or one that has ended
+                if any(name.strip("socket:[]") in inodes for name in _descriptors(process)):
+                    return int(process.name)
     return None
+
+
+def _descriptors(process: Path) -> Iterator[str]:
+    """What each open file of the process is called."""
+    for descriptor in (process / "fd").iterdir():
+        with suppress(OSError):  # it may be closed meanwhile
+            yield descriptor.readlink().name
 
 
 def _lines(path: str) -> list[str]:

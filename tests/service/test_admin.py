@@ -11,7 +11,9 @@ from contextlib import contextmanager
 import pytest
 
 from service import metrics
+from service.model import Record
 from service.publisher import STAGING
+from service.reconciler import Reconciler
 from tests.models.published import publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
 from tests.servers import until
@@ -347,12 +349,21 @@ def held_loads(monkeypatch):
 
 
 def test_requests_for_the_same_load_share_it_and_it_can_be_followed(admin, spare, monkeypatch):
+    following, follow = threading.Event(), Record.follow
+
+    async def followed(record):
+        async for each in follow(record):
+            yield each
+            following.set()  # what there was to tell is told
+
+    monkeypatch.setattr(Record, "follow", followed)
     upload(admin, tar_of(spare()), live=False)
     with ThreadPoolExecutor() as threads:
         with held_loads(monkeypatch) as (begun, opened):
             loads = [threads.submit(admin.post, "/admin/models/colour/versions/2/load") for _ in range(4)]
             assert begun.wait(30)
             progress = threads.submit(admin.get, "/admin/models/colour/versions/2/progress")
+            assert following.wait(30)
             assert answering(admin) == 1  # nobody waits for the load
         assert [load.result(30).json()["state"] for load in loads] == ["READY"] * 4
         assert len(opened) == 1
@@ -368,7 +379,10 @@ def test_a_load_can_be_cancelled(admin, spare, monkeypatch):
         with held_loads(monkeypatch) as (begun, _):
             load = threads.submit(admin.post, "/admin/models/colour/versions/2/load")
             assert begun.wait(30)
+            cancelled, really = threading.Event(), Reconciler.cancel
+            monkeypatch.setattr(Reconciler, "cancel", lambda *whom: (really(*whom), cancelled.set()))
             cancel = threads.submit(admin.post, "/admin/models/colour/versions/2/cancel")
+            assert cancelled.wait(30)  # before the load goes on
         assert cancel.result(30).status_code == 200
         assert error_of(load.result(30)) == (422, "load_failed")
     assert (version(admin, 2)["state"], version(admin, 2)["reason"]) == ("UNAVAILABLE", "its load was cancelled")

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from service.batcher import Answer, Batcher
 from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, InvalidInput, ModelNotReady, QueueFull
 from service.turns import Turns
+from tests.servers import until
 
 pytestmark = pytest.mark.anyio
 
@@ -200,29 +202,31 @@ async def test_an_engine_that_was_busy_waits_for_what_is_expected(monkeypatch):
 
 
 async def beside_what_never_comes():
-    """The answer of an engine whose last call, of microseconds, has just ended, while another item is expected."""
+    """How long after an engine's call of microseconds the next one begins, in seconds, while another item is expected.
+
+    It is counted from the end of that call: whatever holds up the one who enters an item is not waiting.
+    """
     async with running(SumEngine()) as batcher:
         waits, never = batcher.expect(2, soon())
         await submit(batcher, [item(0)], soon())
+        ended, _ = batcher._last_call
         batcher.enter((waits, item(1)))
         (answer,) = await batcher.answers([waits])
         batcher.enter((never, None))
-    return answer
+    return waits.entered + answer.queue_seconds - ended
 
 
 async def test_an_engine_that_was_busy_waits_so_long_for_what_never_comes(monkeypatch):
     monkeypatch.setattr("service.batcher._COMING", (1e9, 0.3))
     monkeypatch.setattr("service.batcher._LONG_SECONDS", 0.0)
-    answer = await beside_what_never_comes()
-    assert 0.1 < answer.queue_seconds < 10
+    assert 0.299 < await beside_what_never_comes() < 10
 
 
 @pytest.mark.parametrize(("share", "long"), [(1.0, 0.0), (1e9, 10.0)])
 async def test_after_a_short_call_the_wait_is_a_share_or_none(monkeypatch, share, long):
     monkeypatch.setattr("service.batcher._COMING", (share, 60.0))
     monkeypatch.setattr("service.batcher._LONG_SECONDS", long)
-    answer = await beside_what_never_comes()
-    assert answer.queue_seconds < 20
+    assert await beside_what_never_comes() < 20
 
 
 async def test_a_runner_that_has_its_turn_does_not_hand_it_back(monkeypatch):
@@ -449,7 +453,8 @@ def test_every_caller_hears_exactly_its_own_answer(requests, max_batch_size, cap
                 assert isinstance(outcome, asyncio.CancelledError | list)
         assert depth <= sum(len(values) for values, fate in requests if fate != "stay")
 
-    asyncio.run(scenario())
+    with capture_logs():  # to draw every poison's traceback takes seconds of the callers' time
+        asyncio.run(scenario())
 
 
 # Several instances, several models.
@@ -498,7 +503,8 @@ async def test_a_busy_model_does_not_starve_another():
 
         def __call__(self, batch):
             order.append(self.name)
-            time.sleep(0.001)
+            if self.name == "busy" and order.count("other") < 20:
+                until(lambda: turns._waiting, 20)  # the other's: its own runner is here
             return super().__call__(batch)
 
     async with (
@@ -511,7 +517,7 @@ async def test_a_busy_model_does_not_starve_another():
         await many
     positions = [position for position, name in enumerate(order) if name == "other"]
     assert len(positions) == 20
-    assert positions[-1] < 60  # of 120 batches, a hundred being the busy one's
+    assert positions[-1] < 40  # of 120 batches, a hundred being the busy one's
 
 
 async def test_ten_thousand_in_the_queue_are_bounded_and_answered_or_told_in_time():

@@ -177,7 +177,7 @@ async def test_where_a_system_offers_no_filter_that_is_told_and_its_children_die
         error = await misbehave("crowd", leaders.append)
     assert "was ended by SIGABRT" in error.message
     (leader,) = map(int, leaders)
-    until(lambda: leader not in {group for group, _ in groups().values()}, seconds=5)
+    until(lambda: leader not in {group for group, _ in groups().values()})
     (entry,) = logs
     assert entry["missing"] == "network and processes (not known for linux on riscv64)"
     assert entry["log_level"] == "warning"

@@ -69,7 +69,7 @@ def test_what_cannot_be_kept_is_used_all_the_same(planned, content, tmp_path, mo
 
 
 def test_throughput_counts_images(planned, content, monkeypatch):
-    monkeypatch.setattr(tuning, "MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr(tuning, "MEASURED_SECONDS", 0.2)
     engine = Engine(content, planned)
     engine.open(3)
     assert tuning.throughput(engine, 8) > 100

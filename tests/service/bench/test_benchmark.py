@@ -134,7 +134,7 @@ def test_the_whole_of_it(hurried, tmp_path, monkeypatch):
             "--clients",
             "1,3",
             "--seconds",
-            1,
+            3,
             "--cache",
             tmp_path / "cache",
             "--output",
