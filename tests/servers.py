@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx2
 
@@ -42,6 +43,11 @@ class ServerProcess:
 
     def post(self, path, **request):
         return httpx2.post(self.url + path, timeout=60, **request)
+
+    def cpu_seconds(self):
+        """What it has used of all cores until now, however long it had to wait for one; its children apart."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def is_ready(self):
         assert self.process.poll() is None, self.log()

@@ -1,10 +1,8 @@
 """Forty models in one process: they start, idle for nothing, and answer in turn."""
 
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -15,11 +13,6 @@ from tests.service.test_routes import JPEG, picture
 pytestmark = pytest.mark.slow
 
 MODELS = [f"model{number:02}" for number in range(40)]
-
-
-def cpu_seconds(server):
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_forty_models_in_one_process(serve, tmp_path, record_property):
@@ -35,9 +28,9 @@ def test_forty_models_in_one_process(serve, tmp_path, record_property):
     assert len(models) == 41
     assert all(version["memory_bytes"] >= 0 for model in models for version in model["versions"])
 
-    before = cpu_seconds(server)
+    before = server.cpu_seconds()
     time.sleep(3)
-    idle = (cpu_seconds(server) - before) / 3
+    idle = (server.cpu_seconds() - before) / 3
     assert idle < 0.1  # of a core: nobody polls
 
     def ask(name):

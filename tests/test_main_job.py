@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import httpx2
@@ -134,11 +133,10 @@ async def test_bad_input_gets_its_own_error_while_good_input_is_answered(server)
 
 
 def test_the_second_start_converts_nothing_and_is_quick(server, directory):
-    started = time.monotonic()
     second = ServerProcess(directory / "second.log", cache=directory / "cache")
     try:
-        second.wait_ready()
-        assert time.monotonic() - started < 10
+        second.wait_ready(60)
+        assert second.cpu_seconds() < 5  # 1.3, and 4 to 5 seconds of a machine that is busy with other tests
         assert "converting" not in second.log()
         label = post(second, "efficientnet_lite0", (SAMPLES / "coffee.jpg").read_bytes()).json()["predictions"][0][
             "label"
@@ -169,7 +167,7 @@ def test_a_server_killed_in_a_conversion_leaves_no_child_and_the_next_start_repa
 def test_a_killed_conversion_is_shown_and_the_next_start_repairs_it(directory):
     cache = directory / "child"
     first = ServerProcess(directory / "child.log", cache=cache, models="digits")
-    until(lambda: '"step":"load"' in first.log(), 120)
+    until(lambda: '"step":"build"' in first.log(), 120)  # the longest step of a small network
     children = [
         pid
         for task in Path(f"/proc/{first.process.pid}/task").iterdir()

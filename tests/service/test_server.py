@@ -129,10 +129,20 @@ async def test_sigterm_is_unready_at_once_answers_what_it_took_and_ends_with_0(s
     assert done
 
 
+PATIENT = """
+import service.server
+from service.__main__ import main
+
+service.server.IMPATIENT_SECONDS = 20.0  # a busy machine may take longer than 2 s to end what is to end with 0
+main()
+"""
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_an_impatient_signal_ends_at_once_with_0(serve, repository, begun):
     """Ctrl-C, and a second SIGTERM, do not wait for the drain delay."""
-    server = serve(repository=repository, drain_delay_seconds=25, grace_seconds=50).wait_ready()
+    settings = {"drain_delay_seconds": 25, "grace_seconds": 50}
+    server = serve(repository=repository, command=("-c", PATIENT, "serve"), **settings).wait_ready()
     if begun:
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.get("/health/ready").status_code == 503)
@@ -146,6 +156,7 @@ import service.golden
 from service.__main__ import main
 from service.engine import Engine
 from service.errors import DeviceLost
+from service.server import Server
 
 def lost(engine, batch):
     raise DeviceLost("the GPU failed")
@@ -156,6 +167,8 @@ def stuck(engine, batch):
 async def nothing(servable, inputs):
     return {{}}
 
+ended = Server._end_within
+Server._end_within = lambda server, seconds: ended(server, seconds + 5)  # time to be told before, on a busy machine
 service.golden.ask = nothing
 Engine._warm = lambda engine, classes: None
 Engine.run = {run}
@@ -182,7 +195,7 @@ async def test_an_engine_that_never_returns_does_not_keep_the_process(serve, rep
         )
         server.process.send_signal(signal.SIGTERM)
         assert error_of(await asked) == (503, "shutting_down")
-    assert await asyncio.to_thread(server.process.wait, 20) == 1
+    assert await asyncio.to_thread(server.process.wait, 60) == 1
 
 
 def test_a_port_that_is_taken_is_told(serve, repository):
