@@ -39,6 +39,9 @@ class Part(Frozen):
         return self.canary > 0 or self.shadow > 0
 
 
+_NO_PART = Part()  # made once: every request asks
+
+
 class Routing(Frozen):
     """routing.toml. The admin API writes it, and a person may; without it the highest version is live."""
 
@@ -63,7 +66,7 @@ class Routing(Frozen):
 
     def part(self, version: int) -> Part:
         """What is asked of one version."""
-        return self.versions.get(version, Part())
+        return self.versions.get(version, _NO_PART)
 
     def wanted(self, present: Collection[int], versions: Literal["latest", "all"] | tuple[int, ...]) -> set[int]:
         """Which of the versions that are there are to be loaded; `versions` is that of model.toml.

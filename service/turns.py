@@ -18,13 +18,13 @@ class Turns:
     def taken(self) -> Iterator[None]:
         """Waits for a turn, and has it until the context ends."""
         with self._lock:
-            turn = threading.Event()
-            if self._free:
+            turn = None if self._free else threading.Event()
+            if turn is None:
                 self._free -= 1
-                turn.set()
             else:
                 self._waiting.append(turn)
-        turn.wait()
+        if turn is not None:
+            turn.wait()
         try:
             yield
         finally:
