@@ -19,9 +19,7 @@ class Prediction:
 def top_classes(probabilities: np.ndarray[Any, Any], labels: Sequence[str], top_k: int) -> list[Prediction]:
     """The `top_k` most probable classes of one item, [classes], best first; equals in class order."""
     count = min(top_k, len(probabilities))
-    least = np.partition(probabilities, -count)[
-        -count
-    ]  # to sort twenty thousand classes takes 1.4 ms of the event loop
+    least = np.partition(probabilities, -count)[-count]  # to sort 20,000 classes holds up the event loop for 1.4 ms
     among = np.flatnonzero(probabilities >= least)
     order = among[(-probabilities[among]).argsort(kind="stable")][:count]
     best = zip(order.tolist(), probabilities[order].tolist(), strict=True)
