@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from models.formats import BROKEN_FILE, ArtifactError
+from models.errors import ArtifactError
+from models.formats import BROKEN_FILE
 
 MAX_CONFIG_BYTES = 32 * 2**20  # NASNetLarge's, the library's longest, has less than 2 MiB
 MAX_VALUES = 2**29  # of one tensor between two layers, for one item

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.artifact import NUMBERS_FILE, ArtifactError
+from models.artifact import NUMBERS_FILE
+from models.errors import ArtifactError
 from models.inputs import ImageInput, Input, NumbersInput
 from models.train import data
 

@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 from models.architecture import Architecture
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.zoo import (
     alexnet,
     convnet,

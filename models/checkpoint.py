@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from models import bounds, formats
-from models.formats import BROKEN_FILE, ArtifactError
+from models.errors import ArtifactError
+from models.formats import BROKEN_FILE
 from models.keras_weights import Groups, Stored
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"

@@ -22,19 +22,12 @@ from typing import Any, TextIO
 
 from models import catalog, formats, weights, whole
 from models.architecture import Architecture
-from models.artifact import (
-    MANIFEST_FILE,
-    ONNX_FILE,
-    Artifact,
-    ArtifactError,
-    Draft,
-    Manifest,
-    Spec,
-    converter_sources,
-    fingerprint,
-)
+from models.artifact import Artifact, Draft, Spec
+from models.errors import ArtifactError
 from models.inputs import Frozen
+from models.manifest import MANIFEST_FILE, ONNX_FILE, Manifest
 from models.publish import sync
+from models.resolution import converter_sources, fingerprint
 
 STEPS = ("build", "load", "export", "join", "compare", "publish")
 PRODUCERS = {

@@ -1,5 +1,6 @@
 """What a saved file is, told from its bytes and never from its name."""
 
+import os
 import re
 import stat
 import struct
@@ -10,14 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from models.architecture import Framework
-
-
-class ArtifactError(ValueError):
-    """An artifact that cannot be used; the text says what is wrong, `cure` what to do."""
-
-    def __init__(self, message: str, cure: str) -> None:
-        super().__init__(message)
-        self.cure = cure
+from models.errors import ArtifactError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,3 +199,8 @@ def entries(names: Iterable[str]) -> list[str]:
     found = sorted(names)
     stems = [name.removesuffix(INDEX_SUFFIX) for name in found if name.endswith(INDEX_SUFFIX)]
     return [name for name in found if not any(is_shard(name, stem) for stem in stems)]
+
+
+def is_regular(path: Path) -> bool:
+    """Whether there is a file itself, not a link to one."""
+    return os.path.lexists(path) and stat.S_ISREG(path.lstat().st_mode)

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from models.formats import BROKEN_FILE, ArtifactError
+from models.errors import ArtifactError
+from models.formats import BROKEN_FILE
 
 # Layers that compute by what stands in their configuration alone. Left out: what carries Python (Lambda), loads another
 # program (TFSMLayer, TorchModuleWrapper, JaxLayer, FlaxLayer) or reads a file (the lookups, TextVectorization).

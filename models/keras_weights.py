@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from models import bounds, formats
-from models.formats import BROKEN_FILE, ArtifactError, Format
+from models.errors import ArtifactError
+from models.formats import BROKEN_FILE, Format
 
 WEIGHTS_FILE = "model.weights.h5"
 

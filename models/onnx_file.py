@@ -10,7 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from models.bounds import MAX_VALUES
-from models.formats import BROKEN_FILE, ArtifactError
+from models.errors import ArtifactError
+from models.formats import BROKEN_FILE
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 LEAST_OPSET = 7  # since then arithmetic broadcasts as NumPy's does

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import export
-from models.artifact import SAMPLES, ArtifactError, Parity, Spec
+from models.artifact import SAMPLES, Spec
+from models.errors import ArtifactError
 from models.inputs import ImageInput, Input
+from models.manifest import Parity
 from models.outputs import probabilities_of
 
 Array = NDArray[Any]

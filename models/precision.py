@@ -16,7 +16,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers import float16
 
 from models import calibration, machine
-from models.artifact import ArtifactError, Choice, Parity, Precision, Spec, Trial
+from models.artifact import Precision, Spec
+from models.errors import ArtifactError
+from models.manifest import Choice, Parity, Trial
 from models.parity import measure
 
 Array = NDArray[Any]

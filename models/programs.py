@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 
 from models import onnx_file
-from models.formats import ArtifactError
+from models.errors import ArtifactError
 
 Array = np.ndarray[Any, Any]
 Sizes = tuple[int | None, ...]

@@ -7,7 +7,8 @@ from typing import Any
 
 from models import bounds, checkpoint, formats, keras_weights, recognition
 from models.architecture import Framework
-from models.formats import BROKEN_FILE, ArtifactError, Format
+from models.errors import ArtifactError
+from models.formats import BROKEN_FILE, Format
 from models.keras_weights import differences
 from models.zoo import keras_applications
 

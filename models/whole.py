@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from models import bounds, formats, keras_config, keras_weights
-from models.artifact import Artifact, ArtifactError, Draft, Spec
+from models.artifact import Artifact, Draft, Spec
+from models.errors import ArtifactError
 from models.formats import BROKEN_FILE, Format
 from models.inputs import NORMALIZATIONS, ImageInput, Input, NumbersInput
 from models.outputs import Output

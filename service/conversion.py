@@ -13,7 +13,9 @@ from typing import Self
 
 import structlog
 
-from models.artifact import MANIFEST_FILE, ONNX_FILE, Artifact, is_regular, published_manifest
+from models.artifact import Artifact
+from models.formats import is_regular
+from models.manifest import MANIFEST_FILE, ONNX_FILE, published_manifest
 from models.publish import publish
 from service.child import Child, Limits, OnStep
 from service.errors import ConversionError

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from models.artifact import ONNX_FILE, Artifact
+from models.artifact import Artifact
+from models.manifest import ONNX_FILE
 from service import metrics
 from service.batcher import Batcher
 from service.conversion import Converter

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from models import formats
 from models.artifact import CONFIG_FILE
+from models.errors import ArtifactError
 from models.publish import next_version, publish, sync
 from service.errors import (
     BodyTimeout,
@@ -101,7 +102,7 @@ class Publisher:
             else:
                 try:
                     await asyncio.to_thread(formats.tell, file)
-                except formats.ArtifactError as error:
+                except ArtifactError as error:
                     raise UploadInvalid(str(error), cure=error.cure) from error
             yield version, upload
 

@@ -13,20 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from models import catalog
-from models.artifact import (
-    CALIBRATION_DIRECTORY,
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    MODEL_NAME,
-    ONNX_FILE,
-    OVERRIDE_FILE,
-    Artifact,
-    ArtifactError,
-    Manifest,
-    ModelConfig,
-    is_regular,
-    resolve,
-)
+from models.artifact import CALIBRATION_DIRECTORY, CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ModelConfig
+from models.errors import ArtifactError
+from models.formats import is_regular
+from models.manifest import MANIFEST_FILE, ONNX_FILE, Manifest
+from models.resolution import resolve
 from service.errors import RepositoryError
 from service.routing import ROUTING_FILE, Routing
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.inputs import Frozen
 from models.publish import publish
 from models.train.recipe import Recipe

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.inputs import PICTURE_SUFFIXES, ImageInput, Input
 from models.train.augment import DICE, augmented
 from models.train.recipe import DIGITS, Recipe

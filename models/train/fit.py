@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.outputs import probabilities_of
 from models.train.checkpoints import Checkpoints, Epoch, Progress
 from models.train.data import Array, Batches, Data, Examples

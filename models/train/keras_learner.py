@@ -10,7 +10,8 @@ import numpy as np
 
 from models import weights
 from models.architecture import Architecture
-from models.artifact import ArtifactError, Spec
+from models.artifact import Spec
+from models.errors import ArtifactError
 from models.train.data import Array
 from models.train.recipe import EPSILON, Recipe
 

@@ -10,18 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from models import catalog, formats
-from models.artifact import (
-    CONFIG_FILE,
-    MODEL_NAME,
-    OVERRIDE_FILE,
-    ArtifactError,
-    Draft,
-    ModelConfig,
-    Spec,
-    find_weights,
-    specify,
-)
+from models.artifact import CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Draft, ModelConfig, Spec
+from models.errors import ArtifactError
 from models.publish import next_version, publish, sync, toml
+from models.resolution import find_weights, specify
 
 LABELS_FILE = "labels.txt"
 

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, model_val
 
 from models import catalog
 from models.architecture import Architecture, Framework
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, Frozen, ImageInput, Input, NumbersInput
 
 DIGITS = "digits"

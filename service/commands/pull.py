@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from models import catalog
-from models.artifact import MODEL_NAME, ArtifactError
+from models.artifact import MODEL_NAME
+from models.errors import ArtifactError
 from service.child import CHILD_ENVIRONMENT
 from service.commands.console import errors_told, out
 from service.errors import RepositoryError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models import bounds
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 
 
 @pytest.fixture(autouse=True)

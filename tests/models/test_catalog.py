@@ -3,8 +3,8 @@
 import pytest
 
 from models import catalog
-from models.artifact import ArtifactError
 from models.catalog import CATALOG
+from models.errors import ArtifactError
 
 
 @pytest.mark.parametrize("found", CATALOG.values(), ids=CATALOG)

@@ -5,9 +5,11 @@ import struct
 import pytest
 
 from models import formats
-from models.artifact import ArtifactError, ModelConfig, find_weights, fingerprint, resolve
+from models.artifact import ModelConfig
 from models.catalog import CATALOG
+from models.errors import ArtifactError
 from models.inputs import ImageInput
+from models.resolution import find_weights, fingerprint, resolve
 from tests.models.published import softmax_onnx
 from tests.models.saved import HDF5_BYTES, SAFETENSORS_BYTES, archive, keras_bytes, torch_bytes
 from tests.models.test_outputs import spec_of

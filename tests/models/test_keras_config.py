@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.keras_config import plain
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import tensorflow as tf
 import tf_keras
 from models import formats, weights
-from models.artifact import ArtifactError, ModelConfig, find_weights, resolve
+from models.artifact import ModelConfig
+from models.errors import ArtifactError
+from models.resolution import find_weights, resolve
 warnings.simplefilter("ignore")
 keras.utils.set_random_seed(0)
 room = Path(sys.argv[1])

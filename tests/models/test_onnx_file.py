@@ -7,7 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from models import export, onnx_file, parity, whole
-from models.artifact import Artifact, ArtifactError, ModelConfig, resolve
+from models.artifact import Artifact, ModelConfig
+from models.errors import ArtifactError
+from models.resolution import resolve
 
 SCALED = {"input": {"normalization": "unit"}}
 

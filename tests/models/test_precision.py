@@ -11,9 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from models import calibration, export, machine, precision
-from models.artifact import ArtifactError, Parity, Spec, find_calibration
+from models.artifact import Spec
+from models.errors import ArtifactError
 from models.inputs import ImageInput, NumbersInput
+from models.manifest import Parity
 from models.precision import Chosen, choose
+from models.resolution import find_calibration
 from service.preprocess import decode
 
 TINTS = ((200, 60, 60), (60, 200, 60), (60, 60, 200))

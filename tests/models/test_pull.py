@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from models import catalog, pull
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput
 from service.repository import Repository
 from tests.models.saved import torch_bytes

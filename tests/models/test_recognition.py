@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torchvision import models
 from models import catalog, weights
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 path = Path(sys.argv[1], "weights.pth")
 quick = {"init_weights": False}
 for name, asked, options in (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models import catalog
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.zoo.torchvision_models import CHANNELS, PREFIX, ROWS, TRAINING_ONLY
 
 # What the library says of its recommended weights; what its networks have, as they are built here and as the library

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 import torch
 from models import catalog, formats, weights
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 warnings.simplefilter("error")
 room = Path(sys.argv[1])
 own = catalog.find("mlp_iris").build("torch")

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from models.artifact import published_manifest
 from models.catalog import CATALOG, find
 from models.inputs import ImageInput
+from models.manifest import published_manifest
 from models.parity import BATCHES, TOLERANCE
 from service.conversion import Converter
 from service.repository import Repository

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from models.artifact import MOST_IMAGES, Artifact
+from models.artifact import Artifact
+from models.resolution import MOST_IMAGES
 from service.errors import RepositoryError
 from service.repository import Repository, read_published
 from service.settings import DEFAULT_REPOSITORY

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.train.checkpoints import Checkpoints, Epoch, Progress
 from models.train.recipe import Recipe
 from service.repository import Repository

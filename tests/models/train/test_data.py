@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.inputs import ImageInput, NumbersInput
 from models.train import data
 from models.train.recipe import Recipe

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.train.checkpoints import Checkpoints, Epoch, Progress
 from models.train.data import Data, Examples
 from models.train.fit import best, cross_entropy, fit, is_enough, next_learning_rate, probabilities

@@ -2,7 +2,8 @@
 
 import pytest
 
-from models.artifact import ArtifactError, Spec
+from models.artifact import Spec
+from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput, NumbersInput
 from models.train import publish
 from service.repository import Repository

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models import catalog
-from models.artifact import ArtifactError
+from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput, NumbersInput
 from models.train.__main__ import parse
 from models.train.recipe import LEARNING_RATES, Recipe, find_architecture, find_input
