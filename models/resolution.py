@@ -38,10 +38,12 @@ _CONVERTER = (
     "parity.py",
     "precision.py",
     "programs.py",
+    "recognition.py",
     "resolution.py",
     "train/data.py",
     "weights.py",
     "whole.py",
+    "zoo/keras_applications.py",
     "zoo/pieces.py",
 )
 _BUILT_IN_LABELS = Path(__file__).with_name("labels")

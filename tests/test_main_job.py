@@ -135,8 +135,8 @@ async def test_bad_input_gets_its_own_error_while_good_input_is_answered(server)
 def test_the_second_start_converts_nothing_and_is_quick(server, directory):
     second = ServerProcess(directory / "second.log", cache=directory / "cache")
     try:
-        second.wait_ready(60)
-        assert second.cpu_seconds() < 5  # 1.3, and 4 to 5 seconds of a machine that is busy with other tests
+        second.wait_ready(30)
+        assert second.cpu_seconds() < 5  # 1.3; by the clock 4 to 5 beside other tests
         assert "converting" not in second.log()
         label = post(second, "efficientnet_lite0", (SAMPLES / "coffee.jpg").read_bytes()).json()["predictions"][0][
             "label"

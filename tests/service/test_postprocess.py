@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.postprocess import top_classes
@@ -11,6 +11,7 @@ from service.postprocess import top_classes
 PROBABILITIES = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5]), min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(PROBABILITIES, st.integers(1, 1000))
 def test_the_best_come_first_and_equals_in_class_order(probabilities, top_k):
     labels = [f"class {index}" for index in range(len(probabilities))]

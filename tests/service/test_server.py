@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from service.server import uvicorn_options
+from service.settings import Settings
 from tests.servers import until
 from tests.service.test_routes import JPEG, error_of, picture, total
 
@@ -27,7 +29,8 @@ def test_the_service_imports_no_framework():
 
 
 def test_the_catalog_imports_no_framework():
-    code = "import sys, models.catalog, models.resolution; print(*{name.partition('.')[0] for name in sys.modules})"
+    imports = "sys, models.catalog, models.manifest, models.resolution"
+    code = f"import {imports}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not (FRAMEWORKS | {"onnxruntime", "service"}) & set(loaded)
 
@@ -141,7 +144,7 @@ main()
 @pytest.mark.parametrize("begun", [False, True])
 def test_an_impatient_signal_ends_at_once_with_0(serve, repository, begun):
     """Ctrl-C, and a second SIGTERM, do not wait for the drain delay."""
-    settings = {"drain_delay_seconds": 25, "grace_seconds": 50}
+    settings = {"drain_delay_seconds": 100, "grace_seconds": 200}
     server = serve(repository=repository, command=("-c", PATIENT, "serve"), **settings).wait_ready()
     if begun:
         server.process.send_signal(signal.SIGTERM)
@@ -196,6 +199,26 @@ async def test_an_engine_that_never_returns_does_not_keep_the_process(serve, rep
         server.process.send_signal(signal.SIGTERM)
         assert error_of(await asked) == (503, "shutting_down")
     assert await asyncio.to_thread(server.process.wait, 60) == 1
+
+
+async def test_a_second_signal_ends_even_a_process_whose_engine_never_returns(serve, repository):
+    settings = {"drain_delay_seconds": 0, "grace_seconds": 500}
+    server = serve(repository=repository, command=("-c", ENGINE.format(run="stuck"), "serve"), **settings).wait_ready()
+    async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
+        asked = asyncio.ensure_future(client.post("/predict/colour", content=picture(), headers=JPEG))
+        await asyncio.to_thread(
+            until, lambda: total(server, "serving_inflight_images", model="colour", version="1") == 1
+        )
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(until, lambda: "draining" in server.log())
+        server.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.process.wait, 60) == 1
+        await asyncio.gather(asked, return_exceptions=True)
+
+
+def test_what_still_waits_is_told_a_second_before_the_process_ends():
+    options = uvicorn_options(Settings(grace_seconds=10, drain_delay_seconds=4))
+    assert options["timeout_graceful_shutdown"] == 5
 
 
 def test_a_port_that_is_taken_is_told(serve, repository):
