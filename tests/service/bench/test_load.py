@@ -158,4 +158,5 @@ def test_clients_of_python_against_a_server_of_ours(request_body, monkeypatch):
         assert served.memory_mib() > 20
         assert found.requests > 20
         assert (found.refused, found.broken) == (0, 0)
-        assert 0 < found.p50 <= found.p95 <= found.p99 < 1
+        assert 0 < found.p50 < 1
+        assert found.p50 <= found.p95 <= found.p99
