@@ -10,6 +10,8 @@ from pathlib import Path
 
 import httpx2
 
+from service.bench.server import Served
+
 
 def until(condition, seconds=60):
     """Asks again and again; a condition that never holds fails the test."""
@@ -46,8 +48,12 @@ class ServerProcess:
 
     def cpu_seconds(self):
         """What it has used of all cores until now, however long it had to wait for one; its children apart."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return Served(self.url, self.process.pid).cpu_seconds()
+
+    def children(self):
+        """The numbers of the processes that it started and that run."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
 
     def is_ready(self):
         assert self.process.poll() is None, self.log()

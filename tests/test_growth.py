@@ -4,7 +4,6 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx2
 import pytest
 
 from tests.models.published import publish_numbers, publish_softmax
@@ -34,7 +33,7 @@ def test_forty_models_in_one_process(serve, tmp_path, record_property):
     assert idle < 0.1  # of a core: nobody polls
 
     def ask(name):
-        return httpx2.post(f"{server.url}/predict/{name}", content=picture(), headers=JPEG, timeout=60)
+        return server.post(f"/predict/{name}", content=picture(), headers=JPEG)
 
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(ask, MODELS * 3))
@@ -42,7 +41,7 @@ def test_forty_models_in_one_process(serve, tmp_path, record_property):
     assert [answer.json()["model"] for answer in answers] == MODELS * 3
 
     files = [("file", picture(colour)) for colour in ("red", "green", "blue", "red") * 16]
-    answer = httpx2.post(f"{server.url}/predict/{MODELS[7]}?top_k=1", files=files, timeout=60).json()
+    answer = server.post(f"/predict/{MODELS[7]}?top_k=1", files=files).json()
     labels = [result["predictions"][0]["label"] for result in answer["results"]]
     assert labels == ["red", "green", "blue", "red"] * 16
     record_property("row", f"41 models: ready after {ready:.1f} s, idle at {idle:.1%} of a core")

@@ -36,7 +36,7 @@ def server(directory):
 
 
 def post(server, model, content, **headers):
-    return httpx2.post(f"{server.url}/predict/{model}", content=content, headers=JPEG | headers, timeout=60)
+    return server.post(f"/predict/{model}", content=content, headers=JPEG | headers)
 
 
 def test_the_first_start_converts_step_by_step(server):
@@ -150,11 +150,9 @@ def test_a_server_killed_in_a_conversion_leaves_no_child_and_the_next_start_repa
     cache = directory / "killed"
     first = ServerProcess(directory / "killed.log", cache=cache, models="efficientnet_lite0")
     until(lambda: '"step":"export"' in first.log(), 120)
-    tasks = Path(f"/proc/{first.process.pid}/task")
-    children = [pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
-    assert len(children) == 1
+    (child,) = first.children()
     first.kill()
-    until(lambda: not is_running(children[0]))
+    until(lambda: not is_running(child))
     assert not list(cache.glob("*/model.onnx"))
     second = ServerProcess(directory / "repaired.log", cache=cache, models="efficientnet_lite0")
     try:
@@ -168,12 +166,7 @@ def test_a_killed_conversion_is_shown_and_the_next_start_repairs_it(directory):
     cache = directory / "child"
     first = ServerProcess(directory / "child.log", cache=cache, models="digits")
     until(lambda: '"step":"build"' in first.log(), 120)  # the longest step of a small network
-    children = [
-        pid
-        for task in Path(f"/proc/{first.process.pid}/task").iterdir()
-        for pid in (task / "children").read_text().split()
-    ]
-    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(first.children()[0], signal.SIGKILL)
     until(lambda: first.get("/models/digits").json()["versions"][0]["state"] == "UNAVAILABLE")
     (version,) = first.get("/models/digits").json()["versions"]
     assert "SIGKILL" in version["reason"]

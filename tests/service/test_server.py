@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx2
@@ -188,28 +189,28 @@ def test_a_lost_device_is_told_and_ends_the_process_for_a_supervisor_to_start_ag
     assert server.process.wait(30) == 70
 
 
-async def test_an_engine_that_never_returns_does_not_keep_the_process(serve, repository):
-    settings = {"drain_delay_seconds": 0, "grace_seconds": 4}
-    server = serve(repository=repository, command=("-c", ENGINE.format(run="stuck"), "serve"), **settings).wait_ready()
-    async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
+@asynccontextmanager
+async def told_to_stop_while_its_engine_never_returns(serve, repository, grace_seconds):
+    """The server, once it has had a SIGTERM, and what will be the answer to the request in its engine."""
+    command = ("-c", ENGINE.format(run="stuck"), "serve")
+    server = serve(repository=repository, command=command, drain_delay_seconds=0, grace_seconds=grace_seconds)
+    async with httpx2.AsyncClient(base_url=server.wait_ready().url, timeout=60) as client:
         asked = asyncio.ensure_future(client.post("/predict/colour", content=picture(), headers=JPEG))
         await asyncio.to_thread(
             until, lambda: total(server, "serving_inflight_images", model="colour", version="1") == 1
         )
         server.process.send_signal(signal.SIGTERM)
+        yield server, asked
+
+
+async def test_an_engine_that_never_returns_does_not_keep_the_process(serve, repository):
+    async with told_to_stop_while_its_engine_never_returns(serve, repository, grace_seconds=4) as (server, asked):
         assert error_of(await asked) == (503, "shutting_down")
     assert await asyncio.to_thread(server.process.wait, 60) == 1
 
 
 async def test_a_second_signal_ends_even_a_process_whose_engine_never_returns(serve, repository):
-    settings = {"drain_delay_seconds": 0, "grace_seconds": 500}
-    server = serve(repository=repository, command=("-c", ENGINE.format(run="stuck"), "serve"), **settings).wait_ready()
-    async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
-        asked = asyncio.ensure_future(client.post("/predict/colour", content=picture(), headers=JPEG))
-        await asyncio.to_thread(
-            until, lambda: total(server, "serving_inflight_images", model="colour", version="1") == 1
-        )
-        server.process.send_signal(signal.SIGTERM)
+    async with told_to_stop_while_its_engine_never_returns(serve, repository, grace_seconds=500) as (server, asked):
         await asyncio.to_thread(until, lambda: "draining" in server.log())
         server.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.process.wait, 60) == 1
