@@ -23,7 +23,9 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; what is no request passes at once."""
         if scope["type"] == "http":
-            await (self._probes if scope["path"].startswith(PROBES) else self._requests).enter()
+            lane = self._probes if scope["path"].startswith(PROBES) else self._requests
+            if not lane.is_open():
+                await lane.wait()
         await self._app(scope, receive, send)
 
 
@@ -35,14 +37,18 @@ class _Lane:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_counting = False
 
-    async def enter(self) -> None:
-        """Returns when it is the caller's turn. Whoever is cancelled meanwhile enters, and is cancelled within."""
+    def is_open(self) -> bool:
+        """Whether the caller enters now; else it has to wait."""
         if not self._is_counting:
             self._is_counting = True
             asyncio.get_running_loop().call_soon(self._turn)
-        if self._left:
-            self._left -= 1
-            return
+        if not self._left:
+            return False
+        self._left -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Returns when it is the caller's turn. Whoever is cancelled meanwhile enters, and is cancelled within."""
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
@@ -50,7 +56,7 @@ class _Lane:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None
-            task.cancel()  # again, at the application's first wait: it knows how to say so
+            task.cancel()  # again, at the application's first wait: the application knows how to tell the client
 
     def _turn(self) -> None:
         """A new turn of the loop has begun."""
@@ -60,7 +66,6 @@ class _Lane:
             if not place.done():
                 place.set_result(None)
                 self._left -= 1
-        if self._left < self._width:
+        self._is_counting = self._left < self._width
+        if self._is_counting:
             asyncio.get_running_loop().call_soon(self._turn)
-        else:
-            self._is_counting = False

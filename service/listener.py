@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
 ACCEPTED_IN_A_TURN = 256  # of each socket; the rest waits for the loop's next turn
-EXHAUSTED_SECONDS = 0.5
+EXHAUSTED_SECONDS = 0.1
 HANDSHAKE_SECONDS = 0.25  # a few round trips
 
 _NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV

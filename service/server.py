@@ -132,6 +132,8 @@ class Server(uvicorn.Server):
             log.info("draining", seconds=delay)
             self._stop_at = time.monotonic() + delay
             self._end_within(self._settings.grace_seconds)
+            self.config.encoded_headers.append((b"connection", b"close"))
+            self.server_state.default_headers.append((b"connection", b"close"))
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)

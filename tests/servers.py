@@ -55,6 +55,10 @@ class ServerProcess:
         tasks = Path(f"/proc/{self.process.pid}/task")
         return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
 
+    def descriptors(self):
+        """How many it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def is_ready(self):
         assert self.process.poll() is None, self.log()
         try:
