@@ -1,217 +1,162 @@
-"""A real server process: crowds, bursts, few descriptors, and what is on its way when it stops."""
+"""The listener and what stands behind it, without a server: sockets, descriptors, and the gate."""
 
 import asyncio
-import json
 import resource
-import signal
 import socket
-import struct
-from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from service.descriptors import raise_limit
-from tests.servers import until
+from service import descriptors, gate, listener
+from service.gate import Gate
+from service.listener import Listener, ListenError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
-
-ASK = b"GET /models/colour/ready HTTP/1.1\r\nHost: x\r\n\r\n"
-ASK_ONCE = b"GET /models/colour/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-PROBE = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-ANSWER = b"HTTP/1.1 200"
-
-LIMITED = """
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-from service.__main__ import main
-main()
-"""
+pytestmark = pytest.mark.anyio
 
 
-def connect(server):
-    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
+@pytest.fixture
+def anyio_backend():
+    return "asyncio", {"use_uvloop": True}
 
 
-@contextmanager
-def connections(server, count):
-    raise_limit()
-    with ExitStack() as stack:
-        yield [stack.enter_context(connect(server)) for _ in range(count)]
+class Recorder(asyncio.Protocol):
+    """Notes what each connection received, and closes it."""
+
+    def __init__(self, received):
+        self._received = received
+
+    def connection_made(self, transport):
+        self._transport = transport
+
+    def data_received(self, data):
+        self._received.append(data)
+        self._transport.close()
 
 
-def answer_to_probe(server):
-    with connect(server) as client:
-        client.sendall(PROBE)
-        return client.makefile("rb").read()
+def port_of(listening):
+    return int(listening.urls[0].rpartition(":")[2])
 
 
-def answers_until_now(clients):
-    """How many answers have arrived that were not yet counted."""
-    arrived = 0
+async def received_by(listening, count, *, patient):
+    """What so many clients sent before the listener was closed, in the first turn in which it could accept."""
+    received = []
+    clients = [socket.create_connection(("127.0.0.1", port_of(listening))) for _ in range(count)]
     for each in clients:
-        each.setblocking(False)
-        with suppress(BlockingIOError):
-            while data := each.recv(2**20):
-                arrived += data.count(ANSWER)
-        each.setblocking(True)
-    return arrived
+        each.sendall(b"sent")
+    listening.start(lambda: Recorder(received))
+    await listening.close(patient=patient)
+    for each in clients:
+        each.settimeout(60)
+        assert await asyncio.to_thread(each.recv, 1) == b""  # closed by the recorder, not reset
+        each.close()
+    return received
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/models/colour/ready"])
-def test_new_connections_do_not_starve_beside_a_crowd(serve, repository, path):
-    """Counted in answers that the crowd gets meanwhile, whatever the machine's speed."""
-    server = serve(repository=repository).wait_ready()
-    probe = PROBE.replace(b"/health/live", path.encode())
-    with connections(server, 200) as crowd:
-        for each in crowd:
-            each.sendall(ASK * 300)
-        with connections(server, 60) as fresh:
-            answers_until_now(crowd)
-            for each in fresh:
-                each.sendall(probe)
-            for each in fresh:
-                assert each.makefile("rb").read().startswith(ANSWER)
-            meanwhile = answers_until_now(crowd)
-    assert meanwhile < 20 * len(crowd)  # a turn of the loop for each new connection would be 60 times
+@pytest.mark.parametrize("patient", [True, False])
+async def test_what_is_in_the_backlog_is_accepted_before_the_socket_closes(patient):
+    assert await received_by(Listener.on("127.0.0.1", 0), 300, patient=patient) == [b"sent"] * 300
 
 
-def test_a_burst_of_connections_is_taken(serve, repository):
-    server = serve(repository=repository).wait_ready()
-    raise_limit()
-    with ExitStack() as stack:
-        burst = [stack.enter_context(socket.socket()) for _ in range(2000)]
-        for each in burst:
-            each.setblocking(False)
-            each.connect_ex(("127.0.0.1", server.port))
-        assert answer_to_probe(server).startswith(ANSWER)
+async def test_where_the_kernel_takes_no_filter_the_backlog_is_accepted_too(monkeypatch):
+    monkeypatch.setattr(listener, "_SO_ATTACH_FILTER", 9999)
+    assert await received_by(Listener.on("127.0.0.1", 0), 20, patient=True) == [b"sent"] * 20
 
 
-def test_connections_that_are_reset_at_once_leave_nothing(serve, repository):
-    server = serve(repository=repository).wait_ready()
-    before = server.descriptors()
-    for _ in range(1000):
-        client = connect(server)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
-    assert answer_to_probe(server).startswith(ANSWER)
-    until(lambda: server.descriptors() <= before)
-    assert "Traceback" not in server.log()
+async def test_while_it_closes_nobody_new_is_connected_and_then_all_are_refused():
+    listening = Listener.on("127.0.0.1", 0)
+    address = ("127.0.0.1", port_of(listening))
+    listening.start(lambda: Recorder([]))
+    closing = asyncio.ensure_future(listening.close(patient=True))
+    await asyncio.sleep(0)  # it has told the kernel
+    with socket.socket() as late:
+        late.settimeout(0)
+        late.connect_ex(address)
+        with pytest.raises(OSError, match="not connected"):
+            late.getpeername()
+    await closing
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=60)
 
 
-def test_the_usual_soft_limit_of_descriptors_is_raised(serve, repository):
-    limits = LIMITED.format(soft=1024, hard=4096)
-    server = serve(repository=repository, command=("-c", limits, "serve")).wait_ready()
-    with connections(server, 1200):
-        assert answer_to_probe(server).startswith(ANSWER)
-
-
-def test_when_the_descriptors_run_out_the_server_waits_and_goes_on(serve, repository):
-    server = serve(repository=repository).wait_ready()
-    _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (server.descriptors() + 5, hard))
-    with connections(server, 50):
-        until(lambda: "no connection can be accepted for now" in server.log())
-        before = server.cpu_seconds()
-        with pytest.raises(TimeoutError), connect(server) as waiting:
-            waiting.settimeout(3)
-            waiting.recv(1)
-        assert server.cpu_seconds() - before < 1.5  # of 3 s: it does not ask again and again
-    assert answer_to_probe(server).startswith(ANSWER)
-    assert server.log().count("no connection can be accepted for now") == 1
-
-
-def test_a_port_that_is_taken_is_told_with_a_cure(serve, repository):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        server = serve(repository=repository, port=port)
-        assert server.process.wait(60) == 3
-    (event,) = [json.loads(line) for line in server.log().splitlines()]
-    assert event["event"] == "cannot listen"
-    assert event["reason"] == f"http://127.0.0.1:{port}: Address already in use"
-    assert "MENAGERIE_PORT" in event["cure"]
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_it_says_where_it_listens_on_a_free_port(serve, repository, host):
-    server = serve(repository=repository, host=host, port=0)
-    until(lambda: "listening" in server.log())
-    (url,) = [json.loads(line)["url"] for line in server.log().splitlines() if "listening" in line]
-    server.url = url
-    assert server.get("/health/live").status_code == 200
-
-
-class Client:
-    """Asks again and again until the server refuses, and notes what became of each request."""
-
-    def __init__(self, port, question):
-        self._port = port
-        self._question = question
-        self.answered = 0
-        self.lost = []
-
-    async def ask_in_new_connections(self):
-        while (streams := await self._connected()) is not None:
-            reader, writer = streams
-            await self._ask(reader, writer)
-            writer.close()
-
-    async def ask_in_one_connection(self):
-        while (streams := await self._connected()) is not None:
-            reader, writer = streams
-            while await self._ask(reader, writer):
-                await asyncio.sleep(0)
-            writer.close()
-
-    async def _connected(self):
-        try:
-            return await asyncio.open_connection("127.0.0.1", self._port)
-        except ConnectionRefusedError:  # before anything was sent
-            return None
-
-    async def _ask(self, reader, writer):
-        """Whether the connection goes on."""
-        try:
-            writer.write(self._question)
-            await writer.drain()
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head.partition(b"content-length: ")[2].split()[0])
-            await reader.readexactly(length)
-        except (OSError, asyncio.IncompleteReadError) as error:
-            self.lost.append(repr(error))
-            return False
-        self.answered += 1
-        return b"connection: close" not in head
+async def test_every_address_of_a_host_has_the_same_port(monkeypatch):
+    both = [(socket.AF_INET, 0, 0, "", ("127.0.0.1", 0)), (socket.AF_INET6, 0, 0, "", ("::1", 0, 0, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: both)
+    listening = Listener.on("localhost", 0)
+    port = port_of(listening)
+    assert listening.urls == [f"http://127.0.0.1:{port}", f"http://[::1]:{port}"]
+    listening.start(lambda: Recorder([]))
+    await listening.close(patient=False)
 
 
 @pytest.mark.parametrize(
-    ("ask", "question"), [(Client.ask_in_new_connections, ASK_ONCE), (Client.ask_in_one_connection, ASK)]
+    ("host", "reason", "cure"),
+    [
+        ("192.0.2.1", "http://192.0.2.1:0: Cannot assign requested address", "MENAGERIE_HOST"),
+        ("2001:db8::1", "http://[2001:db8::1]:0: Cannot assign requested address", "MENAGERIE_HOST"),
+        ("no.such.host.invalid", "http://no.such.host.invalid:0: ", "MENAGERIE_HOST"),
+    ],
 )
-async def test_sigterm_loses_no_request_that_was_sent(serve, repository, ask, question):
-    server = serve(repository=repository, drain_delay_seconds=0)
-    await asyncio.to_thread(server.wait_ready)
-    clients = [Client(server.port, question) for _ in range(100)]
-    asking = [asyncio.ensure_future(ask(client)) for client in clients]
-    while sum(client.answered for client in clients) < 1000:
-        await asyncio.sleep(0.01)
-    server.process.send_signal(signal.SIGTERM)
-    await asyncio.gather(*asking)
-    assert [client.lost for client in clients if client.lost] == []
-    assert await asyncio.to_thread(server.process.wait, 60) == 0
+def test_an_address_that_is_not_here_is_refused_with_a_cure(host, reason, cure):
+    with pytest.raises(ListenError) as refused:
+        Listener.on(host, 0)
+    assert refused.value.message.startswith(reason)
+    assert cure in refused.value.cure
 
 
-def test_what_is_sent_to_a_silent_connection_while_the_server_stops_is_answered(serve, repository):
-    server = serve(repository=repository, drain_delay_seconds=0).wait_ready()
-    with connections(server, 20) as silent:
-        server.process.send_signal(signal.SIGTERM)
-        until(lambda: "draining" in server.log())
-        for each in silent:
-            each.sendall(ASK_ONCE)
-        for each in silent:
-            assert each.makefile("rb").read().startswith(ANSWER)
-    assert server.process.wait(60) == 0
+@pytest.mark.parametrize(
+    ("soft", "limit"), [(100_000, 10_000), (1024, 824), (256, 128), (1, 1), (resource.RLIM_INFINITY, 10_000)]
+)
+def test_there_are_no_more_connections_than_the_descriptors_hold(monkeypatch, soft, limit):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    assert descriptors.connection_limit(10_000) == limit
 
 
-def test_the_limit_of_this_process_holds_a_crowd():
-    """Or the tests above have too few descriptors of their own."""
-    raise_limit()
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 4096
+class Crowd:
+    """Requests that are sent at once, and the turn of the loop in which each reaches the application."""
+
+    def __init__(self):
+        self.turn = 0
+        self.entered = []
+        self._gate = Gate(self._app)
+
+    async def _app(self, scope, _receive, _send):
+        self.entered.append((scope["path"], self.turn))
+        await asyncio.sleep(0)
+
+    def send(self, *paths):
+        return [asyncio.ensure_future(self._gate({"type": "http", "path": path}, None, None)) for path in paths]
+
+    async def count_turns(self, last):
+        while self.turn < last:
+            self.turn += 1
+            await asyncio.sleep(0)
+
+
+async def test_requests_enter_a_few_a_turn_in_their_order_and_health_checks_at_once(monkeypatch):
+    monkeypatch.setattr(gate, "REQUESTS_IN_A_TURN", 4)
+    crowd = Crowd()
+    counting = asyncio.ensure_future(crowd.count_turns(20))
+    paths = [f"/predict/{number}" for number in range(20)]
+    await asyncio.gather(*crowd.send(*paths, "/health/live"))
+    await counting
+    assert [path for path, _ in crowd.entered if path != "/health/live"] == paths
+    turns = dict(crowd.entered)
+    first = turns["/predict/0"]
+    assert turns["/health/live"] == turns["/predict/3"] == first
+    for number, path in enumerate(paths):
+        assert turns[path] - first <= 2 * (number // 4)  # the one that frees a place, and the one that takes it
+    assert turns["/predict/4"] > first
+    assert turns["/predict/19"] > turns["/predict/12"] > turns["/predict/4"]
+
+
+async def test_whoever_is_cancelled_before_the_gate_is_so_within_the_application(monkeypatch):
+    monkeypatch.setattr(gate, "REQUESTS_IN_A_TURN", 1)
+    crowd = Crowd()
+    *others, last = crowd.send("/predict/1", "/predict/2", "/predict/3")
+    await asyncio.sleep(0)
+    assert len(crowd.entered) == 1
+    last.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await last
+    assert "/predict/3" in dict(crowd.entered)
+    await asyncio.gather(*others)
+    assert len(crowd.entered) == 3
