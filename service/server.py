@@ -100,13 +100,13 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers what has been sent, and closes."""
-        started = time.monotonic()
         patient = self._is_patient and not (self.force_exit or self._lifecycle.device_lost)
+        grace = self.config.timeout_graceful_shutdown or 0
+        until = time.monotonic() + grace
         await self._listener.close(patient=patient)
-        await self._linger(LINGER_SECONDS if patient else IMPATIENT_LINGER_SECONDS)
-        grace = self.config.timeout_graceful_shutdown
-        if grace is not None:  # the time that this took is not added to it
-            self.config.timeout_graceful_shutdown = max(1, round(grace - (time.monotonic() - started)))
+        await self._linger(min(LINGER_SECONDS, grace / 4) if patient else IMPATIENT_LINGER_SECONDS)
+        left = max(0.1, until - time.monotonic())
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # parts of a second, too
         await super().shutdown(sockets)
 
     async def _linger(self, seconds: float) -> None:

@@ -164,7 +164,9 @@ class Client:
 
 
 @pytest.mark.parametrize(
-    ("ask", "question"), [(Client.ask_in_new_connections, ASK_ONCE), (Client.ask_in_one_connection, ASK)]
+    ("ask", "question"),
+    [(Client.ask_in_new_connections, ASK_ONCE), (Client.ask_in_one_connection, ASK)],
+    ids=["new connections", "one connection"],
 )
 async def test_sigterm_loses_no_request_that_was_sent(serve, repository, ask, question):
     server = serve(repository=repository, drain_delay_seconds=0)

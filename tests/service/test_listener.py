@@ -5,6 +5,7 @@ import resource
 import socket
 
 import pytest
+from structlog.testing import capture_logs
 
 from service import descriptors, gate, listener
 from service.gate import Gate
@@ -108,6 +109,17 @@ def test_an_address_that_is_not_here_is_refused_with_a_cure(host, reason, cure):
 def test_there_are_no_more_connections_than_the_descriptors_hold(monkeypatch, soft, limit):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
     assert descriptors.connection_limit(10_000) == limit
+
+
+def test_a_limit_of_descriptors_that_cannot_be_raised_is_told(monkeypatch):
+    def refuse(*_):
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    with capture_logs() as told:
+        descriptors.raise_limit()
+    assert [(each["limit"], each["wanted"]) for each in told] == [(1024, 4096)]
 
 
 class Crowd:
