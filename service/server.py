@@ -151,5 +151,6 @@ class Server(uvicorn.Server):
 
 
 def _is_idle(connection: Any) -> bool:
-    """Whether uvicorn would close the connection at once."""
-    return connection.cycle is None or connection.cycle.response_complete
+    """Whether a request may still come, and none is being answered."""
+    is_answering = connection.cycle is not None and not connection.cycle.response_complete
+    return not (is_answering or connection.transport.is_closing())
