@@ -90,11 +90,11 @@ class Listener:
         if patient and self._takes_no_others():
             await asyncio.sleep(HANDSHAKE_SECONDS)
         loop = asyncio.get_running_loop()
-        for each in self._sockets:
+        sockets, self._sockets = self._sockets, ()
+        for each in sockets:
             loop.remove_reader(each)
             self._accept(each, BACKLOG)
             each.close()
-        self._sockets = ()
         if self._connecting:
             await asyncio.wait(self._connecting)
 

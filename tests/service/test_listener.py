@@ -1,6 +1,7 @@
 """The listener and what stands behind it, without a server: sockets, descriptors, and the gate."""
 
 import asyncio
+import errno
 import resource
 import socket
 
@@ -76,6 +77,32 @@ async def test_while_it_closes_nobody_new_is_connected_and_then_all_are_refused(
     await closing
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, timeout=60)
+
+
+class FullSocket(socket.socket):
+    """Listens for a process that has no descriptor left."""
+
+    asked: asyncio.Event
+
+    def accept(self):
+        self.asked.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+async def test_without_a_descriptor_it_says_so_once_and_still_closes():
+    sockets = [FullSocket() for _ in range(2)]
+    for each in sockets:
+        each.asked = asyncio.Event()
+        each.settimeout(0)
+        each.bind(("127.0.0.1", 0))
+        each.listen()
+    listening = Listener(sockets)
+    with capture_logs() as told, socket.create_connection(sockets[0].getsockname()):
+        listening.start(lambda: Recorder([]))
+        await sockets[0].asked.wait()
+        await listening.close(patient=False)
+    assert [event["reason"] for event in told] == ["Too many open files"]
+    assert [each.fileno() for each in sockets] == [-1, -1]
 
 
 async def test_every_address_of_a_host_has_the_same_port(monkeypatch):
