@@ -17,34 +17,30 @@ import uvicorn
 
 from service.app import create_app
 from service.lifecycle import Lifecycle
+from service.protocol import http_protocol
 from service.settings import Settings
 
 log = structlog.get_logger()
-
-# A backstop: uvicorn counts idle connections too, and answers 503 in plain text beyond it.
-_MAX_CONNECTIONS = 10_000
-_KEEP_ALIVE_SECONDS = 75
 
 IMPATIENT_SECONDS = 2.0
 EXIT_FORCED = 1
 
 
-def uvicorn_options(settings: Settings) -> dict[str, Any]:
+def uvicorn_options(settings: Settings, lifecycle: Lifecycle | None = None) -> dict[str, Any]:
     """How uvicorn serves, whatever the application."""
     return {
         "host": settings.host,
         "port": settings.port,
         "loop": "uvloop",
-        "http": "httptools",
+        "http": http_protocol(settings, lifecycle or Lifecycle()),
         "ws": "none",
         "log_config": None,
         "access_log": False,
         "proxy_headers": False,  # nobody asks where a request came from
         "server_header": False,
-        "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
         # What still waits then is told so, a second before the process ends in any case.
         "timeout_graceful_shutdown": max(1, int(settings.grace_seconds - settings.drain_delay_seconds) - 1),
-        "limit_concurrency": _MAX_CONNECTIONS,
+        "limit_concurrency": settings.max_connections,
     }
 
 
@@ -57,7 +53,9 @@ class Server(uvicorn.Server):
         self._stop_at: float | None = None
         self._is_patient = True
         super().__init__(
-            uvicorn.Config(create_app(settings, self._lifecycle), lifespan="on", **uvicorn_options(settings))
+            uvicorn.Config(
+                create_app(settings, self._lifecycle), lifespan="on", **uvicorn_options(settings, self._lifecycle)
+            )
         )
 
     def serve_until_stopped(self) -> int:
