@@ -71,6 +71,7 @@ class Exchange(RequestResponseCycle):
             await super().send(message)
             return
         self.keep_alive = self.keep_alive and self.connection.may_go_on()
+        self.connection.deadline = math.inf  # write_deadline is the one for what is left
         await super().send(message)
         self.is_last, self.keep_alive = not self.keep_alive, True  # uvicorn would close at once
 
@@ -102,13 +103,13 @@ class Connections:
             self._clock = loop.call_later(SWEEP_SECONDS, self._sweep, open_connections, loop)
 
     def _sweep(self, open_connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._clock = None
+        if open_connections:
+            self.watch(open_connections, loop)
         now = loop.time()
         for connection in tuple(open_connections):
             if connection.deadline < now or connection.write_deadline < now:
                 connection.expire()
-        self._clock = None
-        if open_connections:
-            self.watch(open_connections, loop)
 
 
 class Connection(HttpToolsProtocol):
@@ -421,7 +422,7 @@ class Connection(HttpToolsProtocol):
         """Whether, now that an answer begins, another may follow it."""
         if self._is_ending or self._has_eof or self._shared.lifecycle.draining:
             return bool(self._waiting)
-        if self._is_complete:
+        if self._is_complete or self._is_reserved:
             return not self._is_reserved
         # The application has answered early. A body that is asked for with 100-continue may never come.
         cycle = self.cycle
@@ -460,7 +461,7 @@ class Connection(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started:
-                self._tell(error.code)
+                self._tell(error.code, reason=error.message)
                 self.transport.abort()  # what has begun can only be cut off
                 return
         response = error_response(error)
@@ -470,7 +471,7 @@ class Connection(HttpToolsProtocol):
         headers = [*self.server_state.default_headers, *response.raw_headers]
         head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + bytes(response.body))
-        self._tell(error.code, status=error.status, request_id=request_id)
+        self._tell(error.code, status=error.status, reason=error.message, request_id=request_id)
         self._is_complete = False  # what the client still sends is not known
         self._finish()
 
