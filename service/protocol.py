@@ -11,7 +11,7 @@ import random
 import struct
 import termios
 import urllib.parse
-from contextlib import suppress
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, NoReturn
 
@@ -55,6 +55,7 @@ _BYTES_PER_CHUNK = 64
 
 _BLANK_LINE = b"\r\n\r\n"
 _LINE_ENDS = b"\r\n"
+_OF_THE_BODY = {b"content-length", b"transfer-encoding", b"expect"}
 _OF_AN_UPGRADE = {b"upgrade", b"http2-settings", b"connection"}
 _CLIENT_GONE = "client_gone"
 
@@ -65,15 +66,15 @@ class Exchange(RequestResponseCycle):
     connection: "Connection"
     is_last = False
 
-    async def send(self, message: Any) -> None:
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:
         """As uvicorn's, but that the connection decides what follows the answer."""
-        if self.response_started or self.disconnected:
-            await super().send(message)
-            return
-        self.keep_alive = self.keep_alive and self.connection.may_go_on()
-        self.connection.deadline = math.inf  # write_deadline is the one for what is left
-        await super().send(message)
-        self.is_last, self.keep_alive = not self.keep_alive, True  # uvicorn would close at once
+        if self.response_started:
+            if not self.keep_alive:
+                self.is_last = self.keep_alive = True  # it has been said; uvicorn would close at once
+        elif not self.disconnected:
+            self.keep_alive = self.keep_alive and self.connection.may_go_on()
+            self.connection.deadline = math.inf  # write_deadline is the one for what is left
+        return RequestResponseCycle.send(self, message)
 
     async def send_500_response(self) -> None:
         """The application failed before it answered."""
@@ -127,7 +128,10 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._shared = shared
-        self._settings = shared.settings
+        self._settings = settings = shared.settings
+        self._max_head_bytes = settings.max_head_bytes
+        self._max_head_lines = settings.max_head_lines
+        self._max_url_bytes = settings.max_url_bytes
         self._is_reserved = False
 
         # When the sweep ends the connection: each phase sets it once, and no byte moves it.
@@ -142,7 +146,7 @@ class Connection(HttpToolsProtocol):
         self._received_bytes = 0
         self._idle_bytes = 0  # of the head, or without a byte of the body between them
         self._trailer_bytes = 0
-        self._lines = 0
+        self._trailers = 0
         self._chunks = 0
         self._fault: ServiceError | None = None
 
@@ -200,15 +204,18 @@ class Connection(HttpToolsProtocol):
 
     def _read(self, data: bytes, start: int) -> None:
         """Gives the parser the data from `start`, in pieces of which none goes beyond the end of a message."""
-        had_begun = self._idle_bytes > 0
-        view, size = memoryview(data), len(data)
+        had_begun, size = self._idle_bytes > 0, len(data)
         try:
-            while start < size and self.parser is not None:
-                if self.is_answering:
+            while start < size:
+                if not self._in_head and self._length is not None:
+                    end = start + max(1, self._length - self._received_bytes)
+                    self.parser.feed_data(memoryview(data)[start:end])
+                elif self.is_answering:
                     self._keep(data, start)
                     return
-                end = self._end_of_piece(data, start)
-                self._parse(view[start:end])
+                else:
+                    end = self._end_of_piece(data, start)
+                    self._read_piece(data[start:end])
                 start = end
         except ServiceError as error:
             self._refuse(error)
@@ -243,38 +250,37 @@ class Connection(HttpToolsProtocol):
         self.flow.pause_reading()
 
     def _end_of_piece(self, data: bytes, start: int) -> int:
-        """Where a message may end: a head and a chunked body do so with a blank line, whose beginning may have come."""
-        if not self._in_head and self._length is not None:
-            return min(len(data), start + max(1, self._length - self._received_bytes))
+        """Where a head or a chunked body may end: with a blank line, which may have begun in other data."""
         if data[start] in _LINE_ENDS:
             return start + 1
         end = data.find(_BLANK_LINE, start)
         return len(data) if end < 0 else end + len(_BLANK_LINE)
 
-    def _parse(self, piece: memoryview) -> None:
-        """Raises ServiceError, HttpParserError."""
-        limit, size = self._settings.max_head_bytes, len(piece)
+    def _read_piece(self, piece: bytes) -> None:
+        """Of a head or a chunked body. Raises ServiceError, HttpParserError."""
+        limit = self._max_head_bytes
         if self._in_head:
-            self._idle_bytes += size
+            self._idle_bytes += len(piece)
             if self._idle_bytes > limit:  # the parser sees as much as is allowed, to tell which part is too long
-                piece = piece[: limit + size - self._idle_bytes]
+                piece = piece[: limit - self._idle_bytes]
             self._feed(piece)
-        elif self._length is None:
+        else:
             received = self._received_bytes
             self._feed(piece)
             if not self._is_complete:
-                self._idle_bytes = 0 if self._received_bytes > received else self._idle_bytes + size
+                self._idle_bytes = 0 if self._received_bytes > received else self._idle_bytes + len(piece)
                 self._count_chunk()
-        else:
-            self._feed(piece)
         if self._idle_bytes > limit:
             raise HeadTooLarge(f"the head has more than {limit} bytes")
 
-    def _feed(self, piece: memoryview) -> None:
-        with suppress(httptools.HttpParserUpgrade):
+    def _feed(self, piece: bytes) -> None:
+        try:
             self.parser.feed_data(piece)
-        if self._is_upgrade:
-            self._read_without_upgrade()
+        except httptools.HttpParserUpgrade:
+            pass
+        else:
+            return
+        self._read_without_upgrade()
 
     def _count_chunk(self) -> None:
         self._chunks += 1
@@ -306,34 +312,37 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._is_complete = False
         self._length = 0
-        self._lines = 0
 
     def on_url(self, url: bytes) -> None:
         """The target, or a part of it."""
-        super().on_url(url)
-        limit = self._settings.max_url_bytes
-        if len(self.url) > limit:
-            self._fail(UrlTooLong(f"the URL has more than {limit} bytes"))
+        self.url += url
+        if len(self.url) > self._max_url_bytes:
+            self._fail(UrlTooLong(f"the URL has more than {self._max_url_bytes} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or behind the body a trailer, of which the application hears nothing."""
-        settings = self._settings
-        self._lines += 1
-        if self._lines > settings.max_head_lines:
-            self._fail(HeadTooLarge(f"there are more than {settings.max_head_lines} header lines"))
         if not self._in_head:
-            self._trailer_bytes += len(name) + len(value)
-            if self._trailer_bytes > settings.max_head_bytes:
-                self._fail(HeadTooLarge(f"the trailers have more than {settings.max_head_bytes} bytes"))
+            self._check_trailer(len(name) + len(value))
             return
+        headers = self.headers
+        if len(headers) >= self._max_head_lines:
+            self._fail(HeadTooLarge(f"there are more than {self._max_head_lines} header lines"))
         name = name.lower()
-        if name == b"content-length":
-            self._length = int(value)
-        elif name == b"transfer-encoding":
-            self._length = None
-        elif name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
-        self.headers.append((name, value))
+        if name in _OF_THE_BODY:
+            if name == b"content-length":
+                self._length = int(value)
+            elif name == b"transfer-encoding":
+                self._length = None
+            else:
+                self.expect_100_continue = value.lower() == b"100-continue"
+        headers.append((name, value))
+
+    def _check_trailer(self, size: int) -> None:
+        self._trailers += 1
+        self._trailer_bytes += size
+        if self._trailers > self._max_head_lines or self._trailer_bytes > self._max_head_bytes:
+            limits = f"{self._max_head_lines} lines or {self._max_head_bytes} bytes"
+            self._fail(HeadTooLarge(f"the trailers have more than {limits}"))
 
     def on_headers_complete(self) -> None:
         """The head is whole: the application is asked."""
@@ -348,7 +357,7 @@ class Connection(HttpToolsProtocol):
         if self._is_reserved:
             self._check_reserve()
         self._in_head = False
-        self._idle_bytes = self._received_bytes = self._trailer_bytes = self._lines = self._chunks = 0
+        self._idle_bytes = self._received_bytes = self._trailers = self._trailer_bytes = self._chunks = 0
         self.cycle = Exchange(
             scope=self.scope,
             transport=self.transport,
