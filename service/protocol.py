@@ -467,7 +467,7 @@ class Connection(HttpToolsProtocol):
         """Answers in the application's place, and ends the connection."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
+            cycle.disconnected, cycle.waiting_for_100_continue = True, False
             cycle.message_event.set()
             if cycle.response_started:
                 self._tell(error.code, reason=error.message)

@@ -566,6 +566,14 @@ def test_what_is_no_request_is_told_in_the_shape_of_every_error(strict, connect,
     until(lambda: strict.application.begun == strict.application.gone)
 
 
+def test_nothing_follows_a_refusal(strict, connect, caplog):
+    client = connect(strict).send(CHUNKED.replace(b"Host", b"Expect: 100-continue\r\nHost") + b"zz\r\n")
+    assert client.answer().error == (400, "bad_request")
+    assert client.end().is_closed()
+    until(lambda: strict.application.gone == ["/a"])
+    assert not caplog.records
+
+
 def test_an_application_that_dies_is_told_in_the_shape_of_every_error(served, connect, caplog):
     client = connect(served())
     answer = client.send(GET.replace(b"/a", b"/die")).answer()
