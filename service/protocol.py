@@ -73,7 +73,6 @@ class Exchange(RequestResponseCycle):
                 self.is_last = self.keep_alive = True  # it has been said; uvicorn would close at once
         elif not self.disconnected:
             self.keep_alive = self.keep_alive and self.connection.may_go_on()
-            self.connection.deadline = math.inf  # write_deadline is the one for what is left
         return RequestResponseCycle.send(self, message)
 
     async def send_500_response(self) -> None:
@@ -142,7 +141,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._is_upgrade = False
         self._is_complete = False
-        self._length: int | None = None  # None where it is chunked
+        self._length: int | None = 0  # None where it is chunked
         self._received_bytes = 0
         self._idle_bytes = 0  # of the head, or without a byte of the body between them
         self._trailer_bytes = 0
@@ -151,6 +150,7 @@ class Connection(HttpToolsProtocol):
         self._fault: ServiceError | None = None
 
         # What follows it.
+        self.is_answering = False  # it is whole, and waits for the end of its answer
         self._waiting, self._waiting_from = b"", 0
         self._has_eof = False
         self._is_ending = False
@@ -193,30 +193,23 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self.write_deadline = math.inf
 
-    def data_received(self, data: bytes) -> None:
-        """Reads the request, and keeps what follows it."""
+    def data_received(self, data: bytes, start: int = 0) -> None:
+        """Gives the parser the data from `start`, in pieces of which none goes beyond the end of a message."""
         if self._has_finished:
             self._drop(len(data))
-        else:
-            self._read(data, 0)
-
-    # Reading.
-
-    def _read(self, data: bytes, start: int) -> None:
-        """Gives the parser the data from `start`, in pieces of which none goes beyond the end of a message."""
+            return
         had_begun, size = self._idle_bytes > 0, len(data)
         try:
             while start < size:
-                if not self._in_head and self._length is not None:
-                    end = start + max(1, self._length - self._received_bytes)
-                    self.parser.feed_data(memoryview(data)[start:end])
-                elif self.is_answering:
+                if self.is_answering:
                     self._keep(data, start)
                     return
+                if self._in_head or self._length is None:
+                    start = self._read_piece(data, start)
                 else:
-                    end = self._end_of_piece(data, start)
-                    self._read_piece(data[start:end])
-                start = end
+                    end = start + max(1, self._length - self._received_bytes)
+                    self.parser.feed_data(memoryview(data)[start:end])
+                    start = end
         except ServiceError as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
@@ -225,10 +218,7 @@ class Connection(HttpToolsProtocol):
             if self._in_head and self._idle_bytes and not had_begun:
                 self._due_in(self._settings.head_timeout_seconds)
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether a whole request waits for the end of its answer."""
-        return self._is_complete and self.cycle is not None and not self.cycle.response_complete
+    # Reading.
 
     def _fault_of(self, error: httptools.HttpParserError) -> ServiceError:
         """What a callback found wrong, or the parser."""
@@ -249,38 +239,32 @@ class Connection(HttpToolsProtocol):
         self._waiting, self._waiting_from = data, start
         self.flow.pause_reading()
 
-    def _end_of_piece(self, data: bytes, start: int) -> int:
-        """Where a head or a chunked body may end: with a blank line, which may have begun in other data."""
-        if data[start] in _LINE_ENDS:
-            return start + 1
-        end = data.find(_BLANK_LINE, start)
-        return len(data) if end < 0 else end + len(_BLANK_LINE)
+    def _read_piece(self, data: bytes, start: int) -> int:
+        """Of a head or a chunked body: as far as it may reach. Raises ServiceError, HttpParserError.
 
-    def _read_piece(self, piece: bytes) -> None:
-        """Of a head or a chunked body. Raises ServiceError, HttpParserError."""
-        limit = self._max_head_bytes
-        if self._in_head:
-            self._idle_bytes += len(piece)
+        Both end with a blank line, which may have begun in other data.
+        """
+        if data[start] in _LINE_ENDS:
+            end = start + 1
+        else:
+            found = data.find(_BLANK_LINE, start)
+            end = len(data) if found < 0 else found + len(_BLANK_LINE)
+        piece, limit, received = data[start:end], self._max_head_bytes, self._received_bytes
+        is_head = self._in_head
+        if is_head:
+            self._idle_bytes += end - start
             if self._idle_bytes > limit:  # the parser sees as much as is allowed, to tell which part is too long
                 piece = piece[: limit - self._idle_bytes]
-            self._feed(piece)
-        else:
-            received = self._received_bytes
-            self._feed(piece)
-            if not self._is_complete:
-                self._idle_bytes = 0 if self._received_bytes > received else self._idle_bytes + len(piece)
-                self._count_chunk()
-        if self._idle_bytes > limit:
-            raise HeadTooLarge(f"the head has more than {limit} bytes")
-
-    def _feed(self, piece: bytes) -> None:
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            pass
-        else:
-            return
-        self._read_without_upgrade()
+            self._read_without_upgrade()
+        if not is_head and not self._in_head:
+            self._idle_bytes = 0 if self._received_bytes > received else self._idle_bytes + len(piece)
+            self._count_chunk()
+        if self._idle_bytes > limit:
+            raise HeadTooLarge(f"the head has more than {limit} bytes")
+        return end
 
     def _count_chunk(self) -> None:
         self._chunks += 1
@@ -300,18 +284,11 @@ class Connection(HttpToolsProtocol):
         lines = [method + b" " + self.url + b" HTTP/" + version]
         lines += [name + b": " + value for name, value in self.headers if name not in _OF_AN_UPGRADE]
         lines += [b"Connection: " + b", ".join(kept)] if kept else []
-        self._is_upgrade = self._is_complete = False
+        self._is_upgrade, self._length = False, 0
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"\r\n".join(lines) + _BLANK_LINE)
 
     # The parser's calls. What they raise ends up as the context of the parser's own error.
-
-    def on_message_begin(self) -> None:
-        """A request."""
-        assert not self.is_answering
-        super().on_message_begin()
-        self._is_complete = False
-        self._length = 0
 
     def on_url(self, url: bytes) -> None:
         """The target, or a part of it."""
@@ -353,13 +330,25 @@ class Connection(HttpToolsProtocol):
         version = parser.get_http_version()
         if version not in {"1.1", "1.0"}:
             self._fail(BadRequest(f"HTTP/{version} is not spoken here", cure="send HTTP/1.1"))
-        self._complete_scope(version)
+        try:
+            target = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError:
+            self._fail(BadRequest("the URL cannot be read"))
+        raw_path = target.path or b"/"
+        path = raw_path.decode("ascii")
+        scope = self.scope
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = self.root_path + (urllib.parse.unquote(path) if "%" in path else path)
+        scope["raw_path"] = self.root_path.encode("ascii") + raw_path
+        scope["query_string"] = target.query or b""
         if self._is_reserved:
             self._check_reserve()
-        self._in_head = False
+        assert not self.is_answering  # an answer would go to the wrong request
+        self._in_head = self._is_complete = False
         self._idle_bytes = self._received_bytes = self._trailers = self._trailer_bytes = self._chunks = 0
         self.cycle = Exchange(
-            scope=self.scope,
+            scope=scope,
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,
@@ -374,20 +363,6 @@ class Connection(HttpToolsProtocol):
         self.cycle.connection = self
         self.deadline = self.loop.time() + HALF_CLOSED_SECONDS if self._has_eof else math.inf
         self._start_asgi_task(self.cycle, self.app)
-
-    def _complete_scope(self, version: str) -> None:
-        try:
-            target = httptools.parse_url(self.url)
-        except httptools.HttpParserInvalidURLError:
-            self._fail(BadRequest("the URL cannot be read"))
-        raw_path = target.path or b"/"
-        path = raw_path.decode("ascii")
-        scope = self.scope
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["http_version"] = version
-        scope["path"] = self.root_path + (urllib.parse.unquote(path) if "%" in path else path)
-        scope["raw_path"] = self.root_path.encode("ascii") + raw_path
-        scope["query_string"] = target.query or b""
 
     def _check_reserve(self) -> None:
         limit = self.limit_concurrency
@@ -416,12 +391,13 @@ class Connection(HttpToolsProtocol):
         if self._is_upgrade:
             return
         self._is_complete = self._in_head = True
-        self._idle_bytes = 0
+        self._idle_bytes = self._length = 0
         cycle = self.cycle
         assert cycle is not None
         if cycle.response_complete:  # it was answered early, and the rest has been dropped
             self._due_in(self._settings.keep_alive_seconds)
             return
+        self.is_answering = True
         cycle.more_body = False
         cycle.message_event.set()
 
@@ -429,6 +405,8 @@ class Connection(HttpToolsProtocol):
 
     def may_go_on(self) -> bool:
         """Whether, now that an answer begins, another may follow it."""
+        if self._has_eof:
+            self.deadline = math.inf  # write_deadline is the one for what is left
         if self._is_ending or self._has_eof or self._shared.lifecycle.draining:
             return bool(self._waiting)
         if self._is_complete or self._is_reserved:
@@ -445,6 +423,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is written: the next request, a pause, or the end."""
         self.server_state.total_requests += 1
+        self.is_answering = False
         cycle = self.cycle
         if cycle is None or self.transport.is_closing():
             return
@@ -454,19 +433,20 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if not self._is_complete:
             self._due_in(self._settings.linger_seconds)
-        else:
-            self._due_in(self._settings.keep_alive_seconds)
-            if self._waiting:
-                data, start = self._waiting, self._waiting_from
-                self._waiting, self._waiting_from = b"", 0
-                self._read(data, start)
-            if self._has_eof and not self.is_answering and not self._has_finished:
-                self._close()
+            return
+        self._due_in(self._settings.keep_alive_seconds)
+        if self._waiting:
+            data, start = self._waiting, self._waiting_from
+            self._waiting, self._waiting_from = b"", 0
+            self.data_received(data, start)
+        if self._has_eof and not self.is_answering and not self._has_finished:
+            self._close()
 
     def _refuse(self, error: ServiceError) -> None:
         """Answers in the application's place, and ends the connection."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
+            self.is_answering = False
             cycle.disconnected, cycle.waiting_for_100_continue = True, False
             cycle.message_event.set()
             if cycle.response_started:
