@@ -89,6 +89,7 @@ class Connections:
         self.settings = settings
         self.lifecycle = lifecycle
         self.reserved: dict[Connection, None] = {}  # the oldest first
+        self.waiting_bytes = 0
         self._clock: asyncio.TimerHandle | None = None
 
     def reserve(self, connection: "Connection") -> None:
@@ -172,7 +173,7 @@ class Connection(HttpToolsProtocol):
         """Tells the application."""
         super().connection_lost(exc)
         self._shared.reserved.pop(self, None)
-        self._waiting = b""
+        self._hold(b"")
         self.cycle = None  # they hold each other
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -233,11 +234,21 @@ class Connection(HttpToolsProtocol):
         raise fault
 
     def _keep(self, data: bytes, start: int) -> None:
-        """What was sent before its turn; more of it waits in the kernel."""
-        if self._waiting:
-            data, start = self._waiting[self._waiting_from :] + data[start:], 0
-        self._waiting, self._waiting_from = data, start
+        """What was sent before its turn; more of it waits in the kernel. All connections together keep only so much."""
+        cycle = self.cycle
+        assert cycle is not None
+        if not cycle.is_last:
+            if self._waiting:
+                data, start = self._waiting[self._waiting_from :] + data[start:], 0
+            self._hold(data, start)
+        if self._shared.waiting_bytes > self._settings.max_inflight_body_bytes:
+            self._hold(b"")
+            cycle.is_last = self._is_ending = True
         self.flow.pause_reading()
+
+    def _hold(self, data: bytes, start: int = 0) -> None:
+        self._shared.waiting_bytes += len(data) - len(self._waiting)
+        self._waiting, self._waiting_from = data, start
 
     def _read_piece(self, data: bytes, start: int) -> int:
         """Of a head or a chunked body: as far as it may reach. Raises ServiceError, HttpParserError.
@@ -427,7 +438,7 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or self.transport.is_closing():
             return
-        if cycle.is_last:
+        if cycle.is_last or (self._is_ending and not self._waiting):
             self._finish()
             return
         self.flow.resume_reading()
@@ -437,7 +448,7 @@ class Connection(HttpToolsProtocol):
         self._due_in(self._settings.keep_alive_seconds)
         if self._waiting:
             data, start = self._waiting, self._waiting_from
-            self._waiting, self._waiting_from = b"", 0
+            self._hold(b"")
             self.data_received(data, start)
         if self._has_eof and not self.is_answering and not self._has_finished:
             self._close()
@@ -480,7 +491,7 @@ class Connection(HttpToolsProtocol):
         if self._has_eof or (self._is_complete and not self._waiting):
             self._close()
             return
-        self._waiting = b""
+        self._hold(b"")
         self.transport.write_eof()
         self.flow.resume_reading()
         self._due_in(self._settings.linger_seconds)
@@ -507,10 +518,9 @@ class Connection(HttpToolsProtocol):
         self._is_ending = True
         if self._has_finished or self.transport.is_closing():
             return
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.is_last = True
-        elif self._idle_bytes or self._has_unread():
+        if self.cycle is not None and not self.cycle.response_complete:
+            return
+        if self._idle_bytes or self._has_unread():
             self.deadline = min(self.deadline, self.loop.time() + self._settings.linger_seconds)
         else:
             self._close()

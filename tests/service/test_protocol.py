@@ -645,6 +645,19 @@ def test_requests_that_wait_for_their_turn_are_bytes(served, connect):
     client.close()
 
 
+def test_what_waits_has_a_bound_over_all_connections(served, connect):
+    server = served(max_inflight_body_bytes=1000)
+    client = connect(server).send(GET.replace(b"/a", b"/gate"))
+    until(lambda: server.application.begun == ["/gate"])
+    client.send(GET * 5000)
+    until(lambda: any(each._is_ending for each in server.server.server_state.connections))
+    server.application.gate.set()
+    answer = client.answer()
+    assert (answer.heard["path"], answer.says_close) == ("/gate", True)
+    assert client.end().is_closed()
+    assert server.application.begun == ["/gate"]
+
+
 # A client that closes its side.
 
 
@@ -700,7 +713,7 @@ def test_what_has_arrived_when_the_listener_closes_is_answered(served, connect):
     idle, asked, asking, busy = (connect(server) for _ in range(4))
     for client in (idle, asked, asking, busy):
         assert client.send(GET).answer().status == 200
-    busy.send(GET.replace(b"/a", b"/gate"))
+    busy.send(GET.replace(b"/a", b"/gate") + GET)
     asking.send(GET[:-2])
     until(lambda: sum(each._idle_bytes for each in server.server.server_state.connections))
     until(lambda: "/gate" in server.application.begun)
@@ -721,6 +734,6 @@ def test_what_has_arrived_when_the_listener_closes_is_answered(served, connect):
     answer = asking.send(GET[-2:]).answer()
     assert (answer.status, answer.says_close) == (200, True)
     server.application.gate.set()
-    answer = busy.answer()
-    assert (answer.heard["path"], answer.says_close) == ("/gate", True)
+    assert busy.answer().heard["path"] == "/gate"
+    assert busy.answer().says_close
     assert all(client.is_closed() for client in (asked, asking, busy))
