@@ -488,7 +488,7 @@ class Connection(HttpToolsProtocol):
         If a socket is closed while bytes lie unread in it, its connection is reset, and the client may lose the answer.
         """
         self._has_finished = True
-        if self._has_eof or (self._is_complete and not self._waiting):
+        if self._has_eof or (self._is_complete and not self._waiting and not self._has_unread()):
             self._close()
             return
         self._hold(b"")

@@ -166,7 +166,8 @@ class Client:
         return False
 
     def end(self):
-        self.socket.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # the server has closed
+            self.socket.shutdown(socket.SHUT_WR)
         return self
 
     def answer(self):
