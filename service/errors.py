@@ -77,6 +77,14 @@ class MethodNotAllowed(ServiceError):
         self.more_headers = {"Allow": allow}
 
 
+class HeadTimeout(ServiceError):
+    """The request line and headers came too slowly."""
+
+    status = 408
+    code = "head_timeout"
+    cure = "send the request line and headers at once"
+
+
 class BodyTimeout(ServiceError):
     """The body came too slowly."""
 
@@ -105,6 +113,22 @@ class ImageTooLarge(ServiceError):
         super().__init__(message, cure=cure)
         self.pixels = pixels
         """As many as its header claims; 0 where it is too large in another way."""
+
+
+class UrlTooLong(ServiceError):
+    """The URL has too many bytes."""
+
+    status = 414
+    code = "url_too_long"
+    cure = "send what is long as the request's body"
+
+
+class HeadTooLarge(ServiceError):
+    """The request line and headers, or the trailers behind a body, have too many bytes or lines."""
+
+    status = 431
+    code = "head_too_large"
+    cure = "send fewer and shorter headers"
 
 
 class UnsupportedMediaType(ServiceError):
@@ -240,6 +264,15 @@ class QueueFull(ServiceError):
     status = 429
     code = "queue_full"
     cure = "wait for Retry-After seconds and send again"
+    retry_after_seconds = 1
+
+
+class TooManyConnections(ServiceError):
+    """The server has as many connections as it may; only GET /health/ is still answered."""
+
+    status = 503
+    code = "too_many_connections"
+    cure = "wait for Retry-After seconds and send again, and keep connections open rather than opening new ones"
     retry_after_seconds = 1
 
 

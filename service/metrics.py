@@ -28,6 +28,12 @@ REQUESTS = Counter(
 REQUEST_SECONDS = Histogram(
     "serving_request_seconds", "From a prediction request's first byte to its answer", _SERVABLE, buckets=_SECONDS
 )
+REFUSALS = Counter(
+    "serving_refusals",
+    "Connections ended before the application saw a request, or by a client that did not read or send; "
+    "code is client_gone or the error's",
+    ("code",),
+)
 DECODE_SECONDS = Histogram(
     "serving_decode_seconds", "Image bytes to pixels, the wait for a decoder included", _SERVABLE, buckets=_SECONDS
 )

@@ -22,13 +22,10 @@ from service.descriptors import connection_limit, raise_limit
 from service.gate import Gate
 from service.lifecycle import Lifecycle
 from service.listener import Listener, ListenError
+from service.protocol import http_protocol
 from service.settings import Settings
 
 log = structlog.get_logger()
-
-# A backstop: uvicorn counts idle connections too, and answers 503 in plain text beyond it.
-_MAX_CONNECTIONS = 10_000
-_KEEP_ALIVE_SECONDS = 75
 
 IMPATIENT_SECONDS = 2.0
 # A client that has not been told to close may be about to send.
@@ -39,22 +36,21 @@ EXIT_FORCED = 1
 EXIT_NOT_STARTED = 3  # uvicorn's
 
 
-def uvicorn_options(settings: Settings) -> dict[str, Any]:
+def uvicorn_options(settings: Settings, lifecycle: Lifecycle | None = None) -> dict[str, Any]:
     """How uvicorn serves, whatever the application."""
     return {
         "host": settings.host,
         "port": settings.port,
         "loop": "uvloop",
-        "http": "httptools",
+        "http": http_protocol(settings, lifecycle or Lifecycle()),
         "ws": "none",
         "log_config": None,
         "access_log": False,
         "proxy_headers": False,  # nobody asks where a request came from
         "server_header": False,
-        "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
         # What still waits then is told so, a second before the process ends in any case.
         "timeout_graceful_shutdown": max(1, int(settings.grace_seconds - settings.drain_delay_seconds) - 1),
-        "limit_concurrency": _MAX_CONNECTIONS,
+        "limit_concurrency": settings.max_connections,
     }
 
 
@@ -68,12 +64,12 @@ class Server(uvicorn.Server):
         self._stop_at: float | None = None
         self._is_patient = True
         app = Gate(create_app(settings, self._lifecycle))
-        super().__init__(uvicorn.Config(app, lifespan="on", **uvicorn_options(settings)))
+        super().__init__(uvicorn.Config(app, lifespan="on", **uvicorn_options(settings, self._lifecycle)))
 
     def serve_until_stopped(self) -> int:
         """Blocks until the process is to end; returns its exit code."""
         raise_limit()
-        self.config.limit_concurrency = connection_limit(_MAX_CONNECTIONS)
+        self.config.limit_concurrency = connection_limit(self._settings.max_connections)
         try:
             self._listener = Listener.on(self._settings.host, self._settings.port)
         except ListenError as error:
@@ -132,8 +128,6 @@ class Server(uvicorn.Server):
             log.info("draining", seconds=delay)
             self._stop_at = time.monotonic() + delay
             self._end_within(self._settings.grace_seconds)
-            self.config.encoded_headers.append((b"connection", b"close"))
-            self.server_state.default_headers.append((b"connection", b"close"))
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)
