@@ -43,8 +43,8 @@ def registry():
 
 
 @pytest.fixture
-async def reconciler(registry, root, tmp_path):
-    settings = Settings(repository=root, cache=tmp_path / "cache", provider="cpu")
+async def reconciler(registry, root, cache):
+    settings = Settings(repository=root, cache=cache, provider="cpu")
     decoders = DecodePool(usable_cores(), settings.max_decode_images, settings.max_image_pixels)
     decoders.start()
     reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
