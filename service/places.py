@@ -21,11 +21,11 @@ class Places:
         self,
         memory_bytes: int,
         most: int | None = None,
-        free_bytes: Callable[[], int | None] = available_memory_bytes,
+        free_bytes: Callable[[], int | None] | None = None,
     ) -> None:
         self._memory_bytes = memory_bytes
         self._most = max(2, usable_cores()) if most is None else most
-        self._free_bytes = free_bytes
+        self._free_bytes = free_bytes or available_memory_bytes
         self._models: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._first = asyncio.Lock()  # who holds it has the next place
         self._left = asyncio.Event()

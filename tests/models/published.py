@@ -136,3 +136,22 @@ def edited(directory, **changes):
         (manifest if name in manifest else manifest["spec"])[name] = value
     path.write_text(json.dumps(manifest))
     return directory
+
+
+def endless():
+    """A loop that adds 1 as often as 64 bits count."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["still"]), helper.make_node("Add", ["old", "one"], ["new"])],
+        "body",
+        [
+            helper.make_tensor_value_info("count", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("old", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("new", TensorProto.FLOAT, None),
+        ],
+    )
+    nodes = [helper.make_node("Loop", ["times", "", "numbers"], ["probabilities"], body=body)]
+    return graph(nodes, {"times": np.int64(2**62), "one": np.float32(1)})

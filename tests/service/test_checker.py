@@ -4,36 +4,17 @@ import shutil
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from models.inputs import ImageInput
 from service.checker import Checker
 from service.errors import RepositoryError
 from service.settings import Settings
-from tests.models.published import SPEC, edited, graph, publish, publish_numbers, softmax_onnx
+from tests.models.published import SPEC, edited, endless, graph, publish, publish_numbers, softmax_onnx
 
 pytestmark = pytest.mark.anyio
 
 MIB = 2**20
-
-
-def endless():
-    """A loop that adds 1 as often as 64 bits count."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["going"], ["still"]), helper.make_node("Add", ["old", "one"], ["new"])],
-        "body",
-        [
-            helper.make_tensor_value_info("count", TensorProto.INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("old", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("new", TensorProto.FLOAT, None),
-        ],
-    )
-    nodes = [helper.make_node("Loop", ["times", "", "numbers"], ["probabilities"], body=body)]
-    return graph(nodes, {"times": np.int64(2**62), "one": np.float32(1)})
 
 
 def huge(mebibytes, least_batch=1):
