@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, TypeAdapter, field_validator, model_validator
 
@@ -22,6 +22,8 @@ SAMPLES = Path(__file__).with_name("samples")
 _OF_ALL_VERSIONS = {"versions", "min_agreement", "tune", "unload_first"}
 
 Precision = Literal["fp32", "fp16", "int8"]
+MAX_CLASSES = 2**20  # ImageNet-21k has 21,841; each has its label in memory, and its number in every answer
+Classes = Annotated[int, Field(gt=0, le=MAX_CLASSES)]
 
 
 class Batching(Frozen):
@@ -40,7 +42,7 @@ class ModelConfig(Frozen):
     """Default: told from the weights' bytes."""
     weights: str | None = None
     """What of the version's directory, or `package:NAME/PATH`. Default: what is there called weights, or weights.*"""
-    num_classes: PositiveInt | None = None
+    num_classes: Classes | None = None
     """Default: as many as there are labels, else as the architecture has."""
     labels: str | tuple[str, ...] | None = None
     """The labels themselves, or the name of a built-in list (imagenet). Default: the lines of labels.txt."""
@@ -87,7 +89,7 @@ class Spec(Frozen):
     architecture: str
     """Its name in the catalog; of a whole model, `whole:` and the name of the format."""
     framework: Runtime
-    num_classes: PositiveInt
+    num_classes: Classes
     input: Input
     output: Output
     labels: tuple[str, ...]
@@ -127,7 +129,7 @@ class Draft(Frozen):
 
     architecture: str
     framework: Runtime
-    num_classes: PositiveInt | None
+    num_classes: Classes | None
     input: dict[str, Any]
     """Settings that differ from the network's own input."""
     output: Output | None
@@ -146,6 +148,8 @@ class Draft(Frozen):
             raise ArtifactError(
                 f"there are {len(self.labels)} labels for {classes} classes", "make num_classes and the labels agree"
             )
+        if classes > MAX_CLASSES:
+            raise ArtifactError(f"there are {classes} classes, of {MAX_CLASSES} at most", "serve a network of fewer")
         return Spec(
             architecture=self.architecture,
             framework=self.framework,

@@ -8,22 +8,18 @@ for), and `{"failed": STEP, "reason": TEXT, "cure": TEXT}` where one fails. It e
 written.
 """
 
-import contextlib
 import gc
 import hashlib
-import json
-import os
 import sys
-import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from models import catalog, formats, weights, whole
+from models import catalog, formats, machine, weights, whole
 from models.architecture import Architecture
 from models.artifact import Artifact, Draft, Spec
 from models.errors import ArtifactError
+from models.events import Events
 from models.inputs import Frozen
 from models.manifest import MANIFEST_FILE, ONNX_FILE, Manifest
 from models.publish import sync
@@ -48,32 +44,16 @@ class Job(Frozen):
 
 
 class Conversion:
-    """The steps of one job, each announced as it begins and timed."""
+    """The steps of one job."""
 
-    def __init__(self, job: Job, events: TextIO) -> None:
+    def __init__(self, job: Job, events: Events) -> None:
         self.artifact = job.artifact
         self.directory = job.directory
         self.allow_code = job.allow_code
-        self.seconds: dict[str, float] = {}
-        self.current = "start"
-        self._events = events
-
-    def tell(self, **event: str) -> None:
-        """Writes one line for the parent."""
-        self._events.write(json.dumps(event) + "\n")
-        self._events.flush()
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Announces and times one of STEPS, or "quantize"."""
-        self.current = name
-        self.tell(step=name)
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
+        self.step, self.seconds = events.step, events.seconds
 
     def run(self) -> None:
-        """Every step, in order. Raises ArtifactError, ModuleNotFoundError, OSError."""
+        """Every step, in order. Whatever a file makes a library raise is raised."""
         from models import export, parity, precision  # noqa: PLC0415 - onnx is not everywhere: main() says what to install
 
         with self.step("build"):
@@ -110,7 +90,7 @@ class Conversion:
                 opset=found.opset,
                 producers={name: metadata.version(name) for name in PRODUCERS[spec.framework]},
                 seconds=self.seconds,
-                peak_memory_bytes=peak_memory_bytes(),
+                peak_memory_bytes=machine.resident_bytes()[1],
             )
             self.directory.mkdir()
             (self.directory / ONNX_FILE).write_bytes(found.content)
@@ -146,42 +126,11 @@ def build(architecture: Architecture, spec: Spec) -> Any:
         ) from error
 
 
-def peak_memory_bytes() -> int:
-    """The most that this process has had in memory; 0 where the system does not say."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-
-
 def main() -> int:
     """Runs the job on standard input; 0 when its files are written."""
-    # Frameworks print to standard output: keep it for events, and send their words to standard error.
-    events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    events = Events("MENAGERIE_CONVERSION_MEMORY_BYTES")
     conversion = Conversion(Job.model_validate_json(sys.stdin.read()), events)
-    try:
-        conversion.run()
-    except ArtifactError as error:
-        conversion.tell(failed=conversion.current, reason=str(error), cure=error.cure)
-        return 1
-    except ModuleNotFoundError as error:
-        framework = conversion.artifact.spec.framework
-        conversion.tell(
-            failed=conversion.current,
-            reason=f"{error.name} is not installed, and {framework} models need it",
-            cure=f"pip install 'menagerie[{framework}]', or serve what was converted elsewhere (menagerie convert)",
-        )
-        return 1
-    except OSError as error:
-        conversion.tell(
-            failed=conversion.current,
-            reason=f"a file could not be written or read: {error.strerror}",
-            cure="make MENAGERIE_CACHE a writable directory with room",
-        )
-        return 1
-    return 0
+    return events.run(conversion.run, framework=lambda: conversion.artifact.spec.framework)
 
 
 if __name__ == "__main__":

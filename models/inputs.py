@@ -1,12 +1,17 @@
 """What a model takes: images or numbers, and how they become its numbers."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+MAX_ITEM_BYTES = 64 * 2**20  # of one item as the graph takes it: 4,700 x 4,700 pixels; a batch has many
+MAX_SIDE = 2**14  # of a picture, in pixels: what is resized is counted in rows and columns too
+MAX_DIMENSIONS = 8
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -42,7 +47,10 @@ def expand(values: Mapping[str, Any]) -> dict[str, Any]:
     return rest | NORMALIZATIONS[mode]
 
 
-class ImageInput(Frozen):
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+
+
+class ImageInput(Frozen, allow_inf_nan=False):
     """An image of uint8 [height, width, channels], and the arithmetic that the network was trained with.
 
     The server decodes and resizes; `order`, `scale`, `mean` and `std` are joined to the graph: the network receives
@@ -50,12 +58,12 @@ class ImageInput(Frozen):
     """
 
     kind: Literal["image"] = "image"
-    height: PositiveInt
-    width: PositiveInt
+    height: Side
+    width: Side
     channels: Literal[1, 3] = 3
     resize: Literal["crop", "stretch"] = "crop"
     """`crop`: the shorter side becomes `resize_to`, then the centre is cut out. `stretch`: the picture is squeezed."""
-    resize_to: PositiveInt | None = None
+    resize_to: Side | None = None
     """The shorter side before the crop, in pixels. Default: 256 for a 224 crop, and in proportion."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     """Pillow's filter of that name, with antialias: what torchvision's Resize does with an image."""
@@ -76,6 +84,7 @@ class ImageInput(Frozen):
                 raise ValueError(f"{name} has {len(values)} values; give one, or one a channel: {self.channels}")
         if self.resize_to is not None and self.resize_to < max(self.height, self.width):
             raise ValueError(f"resize_to = {self.resize_to} is smaller than the {self.height}x{self.width} crop")
+        _check_size(self.shape, 1)
         return self
 
     @property
@@ -98,7 +107,12 @@ class NumbersInput(Frozen):
     """Plain numbers: float32 of a fixed shape, given to the network as they are."""
 
     kind: Literal["numbers"] = "numbers"
-    shape: tuple[PositiveInt, ...] = Field(min_length=1)
+    shape: tuple[PositiveInt, ...] = Field(min_length=1, max_length=MAX_DIMENSIONS)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_size(self.shape, 4)
+        return self
 
     def samples(self) -> NDArray[np.float32]:
         """Eight items where nobody gave any: normal, and the same every time."""
@@ -108,8 +122,15 @@ class NumbersInput(Frozen):
         """The items of a file {"instances": [...]}. Raises ValueError."""
         try:
             return np.asarray(json.loads(content)["instances"], np.float32).reshape(-1, *self.shape)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"no instances of the shape {list(self.shape)}") from error
 
 
 Input = Annotated[ImageInput | NumbersInput, Field(discriminator="kind")]
+
+
+def _check_size(shape: tuple[int, ...], bytes_each: int) -> None:
+    """Raises ValueError where one item would be larger than any network takes."""
+    if math.prod(shape) * bytes_each > MAX_ITEM_BYTES:
+        sizes = "x".join(map(str, shape))
+        raise ValueError(f"an item of {sizes} has more than {MAX_ITEM_BYTES // 2**20} MiB")

@@ -1,4 +1,4 @@
-"""What of this machine decides which precision serves best on it."""
+"""What of this machine decides which precision serves best on it, and what of its memory this process has."""
 
 import platform
 from pathlib import Path
@@ -22,3 +22,14 @@ def int8_saturates(cpuinfo: Path = _CPUINFO, processor: str = "") -> bool:
         return True
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     return not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
+def resident_bytes() -> tuple[int, int]:
+    """What this process has in memory, and the most that it has had; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0, 0
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    now, most = (int(lines.get(name, "0").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, most

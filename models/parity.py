@@ -7,32 +7,18 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image
 
 from models import export
-from models.artifact import SAMPLES, Spec
+from models.artifact import Spec
 from models.errors import ArtifactError
-from models.inputs import ImageInput, Input
 from models.manifest import Parity
 from models.outputs import probabilities_of
+from models.sample_items import sample_items
 
 Array = NDArray[Any]
 
 TOLERANCE = 1e-4  # of the largest output; sound conversions stay below 1e-5
 BATCHES = (1, 3)  # an export can freeze the batch at 1
-
-
-def sample_items(item: Input) -> Array:
-    """Real photographs as the served graph takes them; for numbers, a seeded normal sample."""
-    if not isinstance(item, ImageInput):
-        return item.samples()
-    mode = "RGB" if item.channels == 3 else "L"  # noqa: PLR2004
-    size = (item.width, item.height)
-    pictures = []
-    for path in sorted(SAMPLES.glob("*.[jp][pn]g")):
-        with Image.open(path) as picture:
-            pictures.append(np.asarray(picture.convert(mode).resize(size, Image.Resampling.BILINEAR)))
-    return np.stack(pictures).reshape(-1, *item.shape)
 
 
 def measure(expected: Mapping[str, Array], found: Mapping[str, Array], output: str, batches: tuple[int, ...]) -> Parity:

@@ -14,6 +14,7 @@ from models.errors import ArtifactError
 from models.formats import Format, is_regular
 from models.inputs import PICTURE_SUFFIXES, Input, NumbersInput
 
+MAX_LABELS_BYTES = 8 * 2**20  # half of what a manifest may have
 MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
 
 # With these, and the architecture's own file, a fingerprint changes.
@@ -40,6 +41,7 @@ _CONVERTER = (
     "programs.py",
     "recognition.py",
     "resolution.py",
+    "sample_items.py",
     "train/data.py",
     "weights.py",
     "whole.py",
@@ -192,8 +194,12 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
         )
     if not path.is_file():
         return ()
+    with path.open("rb") as file:
+        content = file.read(MAX_LABELS_BYTES + 1)
+    if len(content) > MAX_LABELS_BYTES:
+        raise ArtifactError(f"{path.name} has more than {MAX_LABELS_BYTES:,} bytes", "write one short label a line")
     try:
-        return tuple(path.read_text(encoding="utf-8-sig").splitlines())
+        return tuple(content.decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
 

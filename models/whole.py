@@ -21,6 +21,7 @@ from models.errors import ArtifactError
 from models.formats import BROKEN_FILE, Format
 from models.inputs import NORMALIZATIONS, ImageInput, Input, NumbersInput
 from models.outputs import Output
+from models.sample_items import sample_items
 
 CONFIG_FILE = "config.json"
 
@@ -198,14 +199,14 @@ def _last_activation(network: Any) -> str:
 
 def _complete(draft: Draft, whole: Whole, name: str) -> Spec:
     """The draft with what the network takes, how many classes it has and what it gives."""
-    from models import export, parity  # noqa: PLC0415 - onnx is not everywhere
+    from models import export  # noqa: PLC0415 - onnx is not everywhere
 
     item, layout = _input(draft, whole, name)
     probe = Draft(
         architecture=draft.architecture, framework=draft.framework, num_classes=None, input={}, output=None, labels=()
     ).complete(2, item, "logits", **layout)
     with _told(f"{name} does not run on an input of {_shown(item.shape)}", "correct [input] in model.toml"):
-        answers = export.forward(whole.network, draft.framework, export.network_input(probe, parity.sample_items(item)))
+        answers = export.forward(whole.network, draft.framework, export.network_input(probe, sample_items(item)))
     if answers.ndim != 2:  # noqa: PLR2004
         raise ArtifactError(
             f"{name} gives {answers.shape[1:]} for each item, and not one number for each class", "serve a classifier"

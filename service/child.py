@@ -1,4 +1,4 @@
-"""The converting process: its environment, its limits, what it says. Nothing that it does is trusted."""
+"""A confined process for one piece of work: its environment, its limits, what it says. Nothing of it is trusted."""
 
 import asyncio
 import contextlib
@@ -8,14 +8,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import structlog
 from pydantic import TypeAdapter
 
-from service.errors import ConversionError
-from service.machine import resident_bytes
+from service.errors import ConversionError, RepositoryError
+from service.machine import available_memory_bytes, resident_bytes
+
+log = structlog.get_logger()
 
 OnStep = Callable[[str], None]
 
@@ -32,35 +35,85 @@ _INHERITED = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "VIRTUAL_ENV", "L
 _INHERITED_PREFIXES = ("LC_", "PYTHON")
 
 _MOST_EVENTS, _MOST_WORDS = 2**16, 2**25  # bytes of standard output and standard error; a conversion needs kilobytes
+_MEMORY_SHARE = 0.9  # of what is free: where a container's memory ends, the kernel may end all that is in it
 _LAST_WORDS = 20  # lines of standard error that are kept
 _WATCH_SECONDS = 0.1
 _EVENT = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a child is started for, and the words for its failures."""
+
+    module: str
+    title: str
+    process: str
+    timeout_setting: str
+    memory_setting: str
+    error: type[ConversionError | RepositoryError]
+    cure: str
+    """Where it ended without saying why."""
+    elsewhere: str
+    """What to do where this machine has too little memory."""
+
+
+CONVERSION = Work(
+    module="models.convert",
+    title="conversion",
+    process="converting process",
+    timeout_setting="MENAGERIE_CONVERSION_TIMEOUT_SECONDS",
+    memory_setting="MENAGERIE_CONVERSION_MEMORY_BYTES",
+    error=ConversionError,
+    cure="menagerie convert MODEL shows every step; if the weights are sound, report it",
+    elsewhere="convert on a larger machine (menagerie convert)",
+)
+CHECK = Work(
+    module="models.check",
+    title="check",
+    process="checking process",
+    timeout_setting="MENAGERIE_CHECK_TIMEOUT_SECONDS",
+    memory_setting="MENAGERIE_CHECK_MEMORY_BYTES",
+    error=RepositoryError,
+    cure="convert the weights again (menagerie convert), and publish the result",
+    elsewhere="serve a smaller network, or smaller batches ([batching] in model.toml)",
+)
+
+
+@dataclass(frozen=True)
 class Limits:
-    """What one conversion may take."""
+    """What one child may take."""
 
     seconds: float
     memory_bytes: int
     file_bytes: int
     """Of each file that it writes."""
 
+    def now(self) -> Self:
+        """These limits, with no more memory than there is."""
+        free = available_memory_bytes()
+        if free is None:
+            return self
+        return replace(self, memory_bytes=min(self.memory_bytes, int(_MEMORY_SHARE * free)))
+
 
 class Child:
     """One run of a module in models.sandbox, which may write into one directory."""
 
-    def __init__(self, module: str, directory: Path, limits: Limits, on_step: OnStep, on_unconfined: OnStep) -> None:
-        self._module = module
+    def __init__(self, work: Work, directory: Path, limits: Limits, on_step: OnStep, on_unconfined: OnStep) -> None:
+        self._work = work
         self._directory = directory
         self._limits = limits
         self._on_step = on_step
         self._on_unconfined = on_unconfined
         self._step = "start"
+        self._result = ""
         self._failure: dict[str, str] = {}
 
-    async def run(self, job: str) -> None:
-        """Returns when the work is done; then, or if cancelled, no process is left. Raises ConversionError."""
+    async def run(self, job: str) -> str:
+        """The result that it told, if any, when the work is done; then, or if cancelled, no process is left.
+
+        Raises the work's error.
+        """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # a directory called models where the server was started is not our package
@@ -68,7 +121,7 @@ class Child:
             "models.sandbox",
             str(self._directory),
             str(self._limits.file_bytes),
-            self._module,
+            self._work.module,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -81,7 +134,7 @@ class Child:
             process.stdin.write(job.encode())
             process.stdin.write_eof()
         ending = asyncio.ensure_future(self._listen(process))
-        last_words = asyncio.ensure_future(_last_lines(process.stderr))
+        last_words = asyncio.ensure_future(self._last_lines(process.stderr))
         try:
             await self._watch(process, ending, last_words)
         finally:
@@ -91,15 +144,17 @@ class Child:
             await asyncio.gather(ending, last_words, return_exceptions=True)
             await process.communicate()  # asyncio sees no end of a process whose last words nobody reads
         if {"failed", "reason", "cure"} <= self._failure.keys():
-            raise ConversionError(f"{self._failure['failed']}: {self._failure['reason']}", cure=self._failure["cure"])
+            reason = f"{self._failure['failed']}: {self._failure['reason']}"
+            raise self._work.error(reason, cure=self._failure["cure"], detail=last_words.result())
         if (code := ending.result()) != 0:
             reason, cure = self._ending(code)
-            raise ConversionError(
-                f"{self._step}: the converting process {reason}", cure=cure, detail=last_words.result()
+            raise self._work.error(
+                f"{self._step}: the {self._work.process} {reason}", cure=cure, detail=last_words.result()
             )
+        return self._result
 
     async def _watch(self, process: asyncio.subprocess.Process, *readers: asyncio.Future[Any]) -> None:
-        """Waits until all is read, while the limits hold. Raises ConversionError."""
+        """Waits until all is read, while the limits hold. Raises the work's error."""
         started = time.monotonic()
         while True:
             read, waiting = await asyncio.wait(readers, timeout=_WATCH_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
@@ -111,23 +166,25 @@ class Child:
                 _kill_group(process)  # a grandchild would hold the pipes open
             seconds, held = time.monotonic() - started, resident_bytes(process.pid)
             if seconds > self._limits.seconds:
-                reason = f"{self._step}: the conversion was killed after {seconds:.0f} s"
-                raise ConversionError(reason, cure="raise MENAGERIE_CONVERSION_TIMEOUT_SECONDS")
+                reason = f"{self._step}: the {self._work.title} was killed after {seconds:.0f} s"
+                raise self._work.error(reason, cure=f"raise {self._work.timeout_setting}")
             if held > self._limits.memory_bytes:
-                raise ConversionError(
-                    f"{self._step}: the conversion was killed with {_gigabytes(held)} in memory; "
+                raise self._work.error(
+                    f"{self._step}: the {self._work.title} was killed with {_gigabytes(held)} in memory; "
                     f"it may have {_gigabytes(self._limits.memory_bytes)}",
-                    cure="raise MENAGERIE_CONVERSION_MEMORY_BYTES where the machine has more memory free; "
-                    "or convert on a larger machine (menagerie convert)",
+                    cure=f"raise {self._work.memory_setting} where the machine has more memory free; "
+                    f"or {self._work.elsewhere}",
                 )
 
     async def _listen(self, process: asyncio.subprocess.Process) -> int:
         """Hears each event; the exit code."""
         assert process.stdout is not None
-        async for event in _events(process.stdout):
+        async for event in self._events(process.stdout):
             if "step" in event:
                 self._step = event["step"]
                 self._on_step(self._step)
+            elif "result" in event:
+                self._result = event["result"]
             elif "unconfined" in event:
                 self._on_unconfined(event["unconfined"])
             else:
@@ -137,18 +194,58 @@ class Child:
     def _ending(self, code: int) -> tuple[str, str]:
         """How a child ended that did not say why, and the cure."""
         if code >= 0:
-            return f"ended with code {code}", _CURE
+            return f"ended with code {code}", self._work.cure
         name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
         if code == -signal.SIGKILL:
-            return f"was ended by {name}", _MEMORY_CURE
+            cure = f"most often memory ran out: give the container more, or {self._work.elsewhere}"
+            return f"was ended by {name}", cure
         if code == -signal.SIGXFSZ:
             return f"wrote a file of more than {_gigabytes(self._limits.file_bytes)}", _FILE_CURE
-        return f"was ended by {name}", _CURE
+        return f"was ended by {name}", self._work.cure
+
+    async def _events(self, stream: asyncio.StreamReader) -> AsyncIterator[dict[str, str]]:
+        """Its lines of JSON. Raises the work's error where it says anything else, or too much."""
+        said = 0
+        garbled = self._work.error(f"the {self._work.process} wrote something else than its steps to standard output")
+        try:
+            while line := await stream.readline():
+                said += len(line)
+                if said > _MOST_EVENTS:
+                    raise garbled
+                yield _EVENT.validate_json(line)
+        except ValueError as error:  # a line of any length, or no JSON
+            raise garbled from error
+
+    async def _last_lines(self, stream: asyncio.StreamReader) -> str:
+        """The end of what it wrote; a line of any length is read in pieces. Raises the work's error."""
+        tail, said = b"", 0
+        while chunk := await stream.read(65536):
+            tail = (tail + chunk)[-65536:]
+            said += len(chunk)
+            if said > _MOST_WORDS:
+                raise self._work.error(
+                    f"the {self._work.process} wrote more than {_MOST_WORDS} bytes to standard error"
+                )
+        lines = (line for line in tail.decode(errors="replace").splitlines() if line.strip())
+        return "\n".join(deque(lines, _LAST_WORDS))
 
 
-_CURE = "menagerie convert MODEL shows every step; if the weights are sound, report it"
-_MEMORY_CURE = "most often memory ran out: give the container more, or convert on a larger machine (menagerie convert)"
 _FILE_CURE = "an ONNX file has 2 GB at most: serve a smaller network; if it is one, report it"
+
+
+class Unconfined:
+    """Says once what of the sandbox this system does not offer."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._told = False
+
+    def __call__(self, missing: str) -> None:
+        """Logs it, the first time."""
+        if not self._told:
+            self._told = True
+            cure = "serve only weights that you trust, or use a kernel and a container that allow seccomp and Landlock"
+            log.warning("not confined", work=self._work.title, missing=missing, cure=cure)
 
 
 def environment(server: Mapping[str, str], directory: Path) -> dict[str, str]:
@@ -159,35 +256,6 @@ def environment(server: Mapping[str, str], directory: Path) -> dict[str, str]:
 def inherited(server: Mapping[str, str]) -> dict[str, str]:
     """What any child may see of the server's environment."""
     return {name: value for name, value in server.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)}
-
-
-async def _events(stream: asyncio.StreamReader) -> AsyncIterator[dict[str, str]]:
-    """A child's lines of JSON. Raises ConversionError where it says anything else, or too much."""
-    said = 0
-    try:
-        while line := await stream.readline():
-            said += len(line)
-            if said > _MOST_EVENTS:
-                raise _garbled()
-            yield _EVENT.validate_json(line)
-    except ValueError as error:  # a line of any length, or no JSON
-        raise _garbled() from error
-
-
-def _garbled() -> ConversionError:
-    return ConversionError("the converting process wrote something else than its steps to standard output")
-
-
-async def _last_lines(stream: asyncio.StreamReader) -> str:
-    """The end of what a process wrote; a line of any length is read in pieces. Raises ConversionError."""
-    tail, said = b"", 0
-    while chunk := await stream.read(65536):
-        tail = (tail + chunk)[-65536:]
-        said += len(chunk)
-        if said > _MOST_WORDS:
-            raise ConversionError(f"the converting process wrote more than {_MOST_WORDS} bytes to standard error")
-    lines = (line for line in tail.decode(errors="replace").splitlines() if line.strip())
-    return "\n".join(deque(lines, _LAST_WORDS))
 
 
 def _kill_group(process: asyncio.subprocess.Process) -> None:

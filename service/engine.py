@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: since 1.29 the Linu
 import onnxruntime
 
 from models.artifact import Precision
+from models.runtime import Level, session_options
 from service.errors import DeviceLost, EngineError
 from service.memory import trim_malloc
 from service.settings import Settings
@@ -28,11 +29,6 @@ LARGEST_BATCH_ON_GPU = 32
 LARGEST_BATCH_ON_CPU = 16
 """Of 32, each image takes 0.95 (AlexNet) or 1.00 (ResNet-50, EfficientNet-Lite0) times as long there, and what a batch
 needs is held for as long as the model is loaded."""
-
-_LEVELS = {
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-}
 
 # After these the process has no working CUDA context any more: illegal or misaligned address, launch failure, ECC, ...
 _FATAL = re.compile(
@@ -52,7 +48,7 @@ class Plan:
     pads: bool
     """Whether a batch is filled up to a bucket: on a GPU every new size costs a search or a build."""
     require_gpu: bool
-    optimization: Literal["all", "extended"] = "all"
+    optimization: Level = "all"
     """ONNX Runtime's level; `all` changes the layout of convolutions, which some networks are slower for."""
     instances: int = 1
     """Threads that call the engine at once; they share the session and its weights."""
@@ -181,14 +177,7 @@ class Engine:
             raise
 
     def _create(self) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.plan.intra_op_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.graph_optimization_level = _LEVELS[self.plan.optimization]
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning takes the decoders' cores
-        # One file is one model: weights that it says lie elsewhere are looked for where nothing is.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nonexistent")
+        options = session_options(self.plan.intra_op_threads, self.plan.optimization)
         try:
             for name, settings in self.plan.providers:
                 if name == TENSORRT:

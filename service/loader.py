@@ -1,12 +1,11 @@
-"""One version from disk to a warm servable: resolve, convert, open."""
+"""One version from disk to a warm servable: convert or check, then open."""
 
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
 import structlog
 
@@ -14,16 +13,19 @@ from models.artifact import Artifact
 from models.manifest import ONNX_FILE
 from service import metrics
 from service.batcher import Batcher
+from service.checker import Checker, Passed
 from service.conversion import Converter
 from service.decode_pool import DecodePool
 from service.engine import CPU, CUDA, TENSORRT, Engine, plan
-from service.errors import ConversionError, DeviceLost, NotEnoughMemory
+from service.errors import ConversionError, DeviceLost, NotEnoughMemory, RepositoryError
 from service.lifecycle import Lifecycle
 from service.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
 from service.memory import MIB
+from service.places import Places
 from service.repository import Version, read_published
 from service.servable import Servable
 from service.settings import Settings
+from service.threads import to_its_end
 from service.tuning import tuned
 from service.turns import Turns
 
@@ -35,10 +37,10 @@ _PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 _MEMORY_PER_BYTE = 3.0
 _MEMORY_AT_LEAST = 32 * MIB
 
+CHECKED_BATCHES = (1, 3)  # and the largest: an export can freeze the batch at 1
+
 Tell = Callable[[str], None]
 """Hears what is being done, in words for people."""
-
-_Result = TypeVar("_Result")
 
 
 class Loader:
@@ -49,10 +51,11 @@ class Loader:
         self._decoders = decoders
         self._lifecycle = lifecycle
         self._converter = Converter.of(settings)
-        # One at a time of each: what is converted does not hold up what only has to be opened. Opening is mostly the
+        self._checker = Checker(settings)
+        # What is converted does not hold up what only has to be opened. One is opened at a time: that is mostly the
         # warm-up, which keeps every core busy: 24 EfficientNets, two at a time on two cores, were ready a tenth sooner,
         # and it could no longer be told how much memory each takes.
-        self._converting = asyncio.Lock()
+        self._conversions = Places(settings.conversion_memory_bytes)
         self._opening = asyncio.Lock()
         self._turns = Turns(max(2, usable_cores()))
 
@@ -61,28 +64,42 @@ class Loader:
 
         What `beside` took, the live version of the same model, this one is expected to take too.
         """
-        directory = await self._published(version, tell)
+        passed = None
+        if isinstance(version.source, Artifact):
+            directory = await self._converted(version, version.source, tell)
+        else:
+            directory = version.source
+            passed = await self._check(version, directory, tell)
         async with self._opening:
             tell("opening and warming")
             started = time.monotonic()
-            servable = await self._open(version, directory, tell, beside.memory_bytes if beside else 0)
+            servable = await self._open(version, directory, tell, passed, beside.memory_bytes if beside else 0)
         servable.start()
         metrics.LOAD_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return servable
 
-    async def _published(self, version: Version, tell: Tell) -> Path:
+    async def _check(self, version: Version, directory: Path, tell: Tell) -> Passed:
+        """What somebody else published is tried in a child before it is opened here. Raises RepositoryError."""
+        planned = plan(
+            self._settings,
+            gpus=await asyncio.to_thread(gpu_names),
+            cores=usable_cores(),
+            max_batch_size=version.config.batching.max_batch_size,
+        )
+        batches = sorted({*CHECKED_BATCHES, planned.buckets[-1]})
+        return await self._checker.check(version.model, directory, batches, lambda step: tell(f"checking: {step}"))
+
+    async def _converted(self, version: Version, artifact: Artifact, tell: Tell) -> Path:
         """The directory of the version's ONNX file, converted now if need be. Raises ConversionError."""
-        if not isinstance(version.source, Artifact):
-            return version.source
-        if found := self._converter.published(version.source):
+        if found := await asyncio.to_thread(self._converter.published, artifact):
             return found
         if not self._settings.convert:
             raise ConversionError(
                 "it has not been converted, and this server does not convert",
                 cure="convert it where PyTorch or Keras is installed (menagerie convert), and serve the result",
             )
-        async with self._converting:
-            return await self._convert(version, version.source, tell)
+        async with self._conversions.place(version.model):
+            return await self._convert(version, artifact, tell)
 
     async def _convert(self, version: Version, artifact: Artifact, tell: Tell) -> Path:
         started, outcome = time.monotonic(), "failed"
@@ -100,12 +117,17 @@ class Loader:
             metrics.CONVERSION_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return directory
 
-    async def _open(self, version: Version, directory: Path, tell: Tell, expected_bytes: int) -> Servable:
+    async def _open(
+        self, version: Version, directory: Path, tell: Tell, passed: Passed | None, expected_bytes: int
+    ) -> Servable:
         """A servable that is warm, and not yet started. Raises RepositoryError, EngineError, NotEnoughMemory."""
         with suppress(OSError):  # where there is no file, reading it says so
-            _check_memory("memory", (directory / ONNX_FILE).stat().st_size, expected_bytes, available_memory_bytes())
+            needed = _opening_bytes((directory / ONNX_FILE).stat().st_size) if passed is None else passed.opened_bytes
+            _check_memory("memory", max(needed, expected_bytes), available_memory_bytes())
         before = resident_bytes(os.getpid())
         manifest, content = await asyncio.to_thread(read_published, directory)
+        if passed is not None and manifest != passed.manifest:  # which names the graph's SHA-256
+            raise RepositoryError("its files changed while it was loaded", cure="write them once, then load them again")
         settings, observed = self._settings, metrics.ServableMetrics(version.model, version.number)
         planned = plan(
             settings,
@@ -117,13 +139,14 @@ class Loader:
             item_shape=manifest.spec.input.shape,
         )
         if planned.provider != CPU:
-            _check_memory("GPU memory", len(content), 0, await asyncio.to_thread(free_gpu_bytes, settings.device_id))
+            free = await asyncio.to_thread(free_gpu_bytes, settings.device_id)
+            _check_memory("GPU memory", _opening_bytes(len(content)), free)
         tuning = None
         if version.config.tune:
             tell("measuring the best engine settings")
             kept = settings.cache / "tuning"
             classes = manifest.spec.num_classes
-            tuning = await _to_its_end(asyncio.to_thread(tuned, content, planned, classes, usable_cores(), kept))
+            tuning = await to_its_end(asyncio.to_thread(tuned, content, planned, classes, usable_cores(), kept))
             planned = tuning.applied(planned)
         engine = Engine(content, planned)
         await self._warm(engine, manifest.spec.num_classes)
@@ -157,7 +180,7 @@ class Loader:
 
     async def _warm(self, engine: Engine, classes: int) -> None:
         try:
-            await _to_its_end(asyncio.to_thread(engine.open, classes))
+            await to_its_end(asyncio.to_thread(engine.open, classes))
         except asyncio.CancelledError:
             engine.close()
             raise
@@ -166,21 +189,12 @@ class Loader:
             raise
 
 
-async def _to_its_end(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """What work on a thread gives. A thread cannot be stopped: a cancellation is raised once it has ended."""
-    running, cancelled = asyncio.ensure_future(work), None
-    while not running.done():
-        try:
-            await asyncio.wait({running})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled from running.exception()
-    return running.result()
+def _opening_bytes(onnx_bytes: int) -> int:
+    """About what it takes to open a model of that size, where nobody has measured it."""
+    return int(onnx_bytes * _MEMORY_PER_BYTE) + _MEMORY_AT_LEAST
 
 
-def _check_memory(kind: str, onnx_bytes: int, expected_bytes: int, free_bytes: int | None) -> None:
-    """Raises NotEnoughMemory where a model of that size would not fit beside what is loaded, as far as is known."""
-    needed = max(int(onnx_bytes * _MEMORY_PER_BYTE) + _MEMORY_AT_LEAST, expected_bytes)
+def _check_memory(kind: str, needed: int, free_bytes: int | None) -> None:
+    """Raises NotEnoughMemory where a model would not fit beside what is loaded, as far as is known."""
     if free_bytes is not None and needed > free_bytes:
         raise NotEnoughMemory(f"it needs about {needed // MIB} MiB of {kind}, and {free_bytes // MIB} MiB are free")

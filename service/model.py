@@ -113,7 +113,9 @@ class Model:
 
     name: str
     is_required: bool
-    """Whether the server is ready only with it: so for the models of the first look, not for those added later."""
+    """Whether MENAGERIE_MODELS names it: the server is ready only with it."""
+    is_awaited: bool
+    """Whether it was there at the start, and what was then to be loaded has not all been tried."""
     records: dict[int, Record] = field(default_factory=dict)
     wanted: Collection[int] = frozenset()
     """The versions that the repository asks for."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
@@ -30,6 +31,7 @@ class Reconciler:
         self._looking = asyncio.Lock()
         self._retirements: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._closing = False
 
     def start(self) -> None:
@@ -39,10 +41,10 @@ class Reconciler:
     async def close(self) -> None:
         """Stops loading, then answers what waits and closes every servable."""
         self._closing = True
-        if self._task is not None:
-            self._task.cancel()
+        for task in filter(None, (self._task, self._starting)):
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._task
+                await task
         for record in self._registry.records():
             self.cancel(record)
         for record in self._registry.records():
@@ -87,10 +89,12 @@ class Reconciler:
                 self._remove(self._registry.table.pop(name))
             is_first = not self._registry.table
             for name in names:
-                self._registry.table.setdefault(name, Model(name, is_required=is_first))
+                self._registry.table.setdefault(name, self._model(name, is_awaited=is_first))
             self._registry.problem = "the model repository holds no model"
             for name in names:
                 await self._look_at(self._registry.table[name], settled_seconds)
+            if is_first:
+                self._starting = asyncio.create_task(self._await_start([*self._registry.table.values()]))
 
     async def look_at(self, name: str, whole: int | None = None, *, unload_first: bool = False) -> None:
         """The same for one model, at once. Raises ModelNotFound where the repository lacks it.
@@ -101,9 +105,19 @@ class Reconciler:
         async with self._looking:
             if not MODEL_NAME.fullmatch(name) or name not in await asyncio.to_thread(self._names):
                 raise ModelNotFound(f"the repository has no model {name!r}", cure="GET /models lists all")
-            model = self._registry.table.setdefault(name, Model(name, is_required=False))
+            model = self._registry.table.setdefault(name, self._model(name, is_awaited=False))
             settled_seconds = self._settings.poll_seconds if self._task is not None else 0.0
             await self._look_at(model, settled_seconds, whole, unload_first=unload_first)
+
+    def _model(self, name: str, *, is_awaited: bool) -> Model:
+        return Model(name, is_required=name in self._settings.models, is_awaited=is_awaited)
+
+    async def _await_start(self, models: Sequence[Model]) -> None:
+        """Ends with the last load of what lay there at the start: from then on none of these is awaited."""
+        for record in [record for model in models for record in model.records.values()]:
+            await record.loaded()
+        for model in models:
+            model.is_awaited = False
 
     def _names(self) -> list[str]:
         for name in self._repository.ignored() if not self._registry.table else ():  # told once
@@ -125,6 +139,10 @@ class Reconciler:
         except RepositoryError as error:
             model.problem = f"{error.message}; {error.cure}"
             log.error("model unusable", model=model.name, reason=error.message, cure=error.cure, detail=error.detail)
+            return
+        except Exception:
+            model.problem = "an error of the server's own: its log has it"  # which costs this model alone
+            log.exception("model unusable", model=model.name)
             return
         model.problem, model.wanted, model.routing = "", inventory.wanted.keys(), inventory.routing
         model.stored = inventory.present

@@ -85,11 +85,19 @@ class Registry:
                 self._mirror.show(servable, items, outcome.results)
 
     def unready(self) -> dict[str, str]:
-        """Why the server is not ready, by model (or `repository`); empty when it is."""
+        """Why the server is not ready, by model (or `repository`); empty when it is.
+
+        It is ready when every model that MENAGERIE_MODELS names answers; where that names none, when a model answers
+        and everything that lay in the repository at the start has been loaded, or refused.
+        """
         if not self.table:
             return {"repository": self.problem}
-        waited_for = (model for model in self.table.values() if model.is_required and not model.is_ready)
-        return {model.name: model.why_unready for model in waited_for}
+        nobody_answers = not any(model.is_ready for model in self.table.values())
+        return {
+            model.name: model.why_unready
+            for model in self.models()
+            if not model.is_ready and (model.is_required or model.is_awaited or nobody_answers)
+        }
 
     def stuck_seconds(self) -> float:
         """How long the longest of the present engine calls has been running."""

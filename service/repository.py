@@ -1,6 +1,5 @@
 """The model repository on disk: list, resolve, read what was published."""
 
-import hashlib
 import os
 import time
 import tomllib
@@ -12,11 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models import catalog
+from models import catalog, manifest
 from models.artifact import CALIBRATION_DIRECTORY, CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ModelConfig
 from models.errors import ArtifactError
-from models.formats import is_regular
-from models.manifest import MANIFEST_FILE, ONNX_FILE, Manifest
+from models.manifest import MANIFEST_FILE, Manifest
 from models.resolution import resolve
 from service.errors import RepositoryError
 from service.routing import ROUTING_FILE, Routing
@@ -183,28 +181,25 @@ _CORRECT = "correct it; the README lists what a model.toml may say"
 
 def read_published(directory: Path) -> tuple[Manifest, bytes]:
     """The manifest and the ONNX file beside it, which are checked against each other. Raises RepositoryError."""
-    for name in (MANIFEST_FILE, ONNX_FILE):
-        if os.path.lexists(directory / name) and not is_regular(directory / name):
-            raise RepositoryError(f"{name} is not a regular file", cure="replace the link by the file itself")
+    with told(directory):
+        return manifest.read_published(directory)
+
+
+@contextmanager
+def told(directory: Path) -> Iterator[None]:
+    """What keeps a published directory from being read becomes a RepositoryError."""
     try:
-        manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes())
-        content = (directory / ONNX_FILE).read_bytes()
+        yield
     except ValidationError as error:
         raise RepositoryError(
-            f"{MANIFEST_FILE} is not one of this release: {first_problem(error)}", cure=_AGAIN
+            f"{MANIFEST_FILE} is not one of this release: {first_problem(error)}", cure=manifest.PUBLISH_AGAIN
         ) from error
+    except ArtifactError as error:
+        raise RepositoryError(str(error), cure=error.cure, detail=str(directory)) from error
     except OSError as error:
         raise RepositoryError(
-            f"a published file cannot be read: {error.strerror}", cure=_AGAIN, detail=str(error)
+            f"a published file cannot be read: {error.strerror}", cure=manifest.PUBLISH_AGAIN, detail=str(error)
         ) from error
-    if hashlib.sha256(content).hexdigest() != manifest.onnx_sha256:
-        raise RepositoryError(
-            f"{ONNX_FILE} is not the file that {MANIFEST_FILE} was written for", cure=_AGAIN, detail=str(directory)
-        )
-    return manifest, content
-
-
-_AGAIN = "delete the directory and convert again: menagerie convert"
 
 
 def _is_version(name: str) -> bool:

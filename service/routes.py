@@ -183,7 +183,12 @@ async def live(request: Request, response: Response) -> LiveAnswer:
 
 @router.get("/health/ready", responses=_NOT_READY)
 async def ready(request: Request, response: Response) -> ReadyAnswer:
-    """Whether every model answers, and the process is not about to end."""
+    """Whether the models that are to serve do, and the process is not about to end.
+
+    200 when every model that MENAGERIE_MODELS names answers, or, where it names none, when a model answers and all
+    that lay in the repository at the start has been loaded or refused. A model that came later, or that could not be
+    loaded, keeps no other from serving.
+    """
     registry: Registry = request.state.registry
     lifecycle: Lifecycle = request.state.lifecycle
     reasons = {"server": "it is stopping"} if lifecycle.draining else registry.unready()

@@ -51,7 +51,14 @@ class Settings(BaseSettings):
     conversion_timeout_seconds: Timeout = Field(1800, description="A conversion that takes longer is killed")
     conversion_memory_bytes: PositiveInt = Field(
         DEFAULT_CONVERSION_MEMORY_BYTES,
-        description="A conversion that has more in memory, or 90 % of what was free, is killed",
+        description="A conversion that has more in memory, or 90 % of what was free, is killed; several run at once "
+        "where so much is free for each",
+    )
+    check_timeout_seconds: Timeout = Field(
+        300, description="The check of a published version, which is opened in a child first, is killed after that"
+    )
+    check_memory_bytes: PositiveInt = Field(
+        4 * 1024 * MIB, description="So is one that has more in memory, or 90 % of what was free"
     )
 
     # Where.

@@ -32,13 +32,27 @@ def repository(tmp_path):
     return tmp_path / "repository"
 
 
+@pytest.fixture(scope="session")
+def checks(tmp_path_factory):
+    """What was found of published versions by the tests before: the same content is checked once."""
+    return tmp_path_factory.mktemp("checked")
+
+
 @pytest.fixture
-def application(repository, tmp_path):
+def cache(tmp_path, checks):
+    """An empty cache, but for those checks."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "checked").symlink_to(checks)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def application(repository, cache):
     """Makes clients of applications with other settings; each is ready, unless told not to wait."""
 
     @contextmanager
     def make(*, wait=True, **settings):
-        settings = {"repository": repository, "cache": tmp_path / "cache", "provider": "cpu", **settings}
+        settings = {"repository": repository, "cache": cache, "provider": "cpu", **settings}
         app = create_app(Settings(**settings))
         with TestClient(app) as client:
             if wait:
@@ -65,12 +79,12 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture
-def serve(tmp_path):
+def serve(tmp_path, cache):
     """Starts servers, and sees that none outlives the test."""
     started = []
 
     def start(**settings):
-        server = ServerProcess(tmp_path / "server.log", cache=settings.pop("cache", tmp_path / "cache"), **settings)
+        server = ServerProcess(tmp_path / "server.log", cache=settings.pop("cache", cache), **settings)
         started.append(server)
         return server
 

@@ -140,7 +140,7 @@ def wait_until_ready(served: Served, model: str, seconds: float) -> None:
         answer = served.get(f"/models/{model}/ready")
         if answer.is_success:
             return
-        reasons = served.get("/health/ready").json()["reasons"]
+        reasons = answer.json().get("reasons") or served.get("/health/ready").json()["reasons"]
         reason = reasons.get(model) or reasons.get("repository", "")  # which has yet to be looked through
         if "UNAVAILABLE" in reason or time.monotonic() > deadline:
             raise BenchError(f"{model} is not ready: {reason}", cure="menagerie check names what is wrong")

@@ -1,6 +1,7 @@
 """Tiny models of real ONNX, published as a conversion would publish them: no framework is needed to serve them."""
 
 import hashlib
+import json
 
 import numpy as np
 import onnx
@@ -102,3 +103,55 @@ def publish_numbers(model, version=1):
         labels=("first", "second", "third"),
     )
     return publish(model, spec, softmax_onnx(spec), version)
+
+
+SPEC = Spec(
+    architecture="mlp_iris",
+    framework="torch",
+    num_classes=3,
+    input=NumbersInput(shape=(3,)),
+    output="logits",
+    labels=("first", "second", "third"),
+)
+"""Of a model that takes three numbers."""
+
+
+def graph(nodes, constants=(), source=("numbers", TensorProto.FLOAT, ["batch", 3]), result="probabilities"):
+    """A graph of these nodes, from `numbers` to `probabilities`."""
+    made = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(*source)],
+        [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in dict(constants).items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def edited(directory, **changes):
+    """With other claims in its manifest; the spec's by their own names."""
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name, value in changes.items():
+        (manifest if name in manifest else manifest["spec"])[name] = value
+    path.write_text(json.dumps(manifest))
+    return directory
+
+
+def endless():
+    """A loop that adds 1 as often as 64 bits count."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["still"]), helper.make_node("Add", ["old", "one"], ["new"])],
+        "body",
+        [
+            helper.make_tensor_value_info("count", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("old", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("new", TensorProto.FLOAT, None),
+        ],
+    )
+    nodes = [helper.make_node("Loop", ["times", "", "numbers"], ["probabilities"], body=body)]
+    return graph(nodes, {"times": np.int64(2**62), "one": np.float32(1)})

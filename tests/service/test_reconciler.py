@@ -1,13 +1,16 @@
 """Loading, swapping and unloading: whatever the repository does, somebody answers."""
 
 import asyncio
+import contextlib
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from service.conversion import Converter
 from service.decode_pool import DecodePool
 from service.engine import Engine
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
@@ -16,11 +19,13 @@ from service.loader import Loader
 from service.metrics import generate_latest
 from service.reconciler import Reconciler
 from service.registry import Registry
+from service.repository import Repository
 from service.settings import Settings
 from service.shadow import Mirror
-from tests.models.published import publish_numbers, publish_softmax
+from tests.models.published import SPEC, endless, publish, publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
 from tests.servers import until
+from tests.service.test_child import converting
 from tests.service.test_routes import picture
 
 pytestmark = pytest.mark.anyio
@@ -41,15 +46,22 @@ def registry():
     return Registry(Mirror(20))
 
 
-@pytest.fixture
-async def reconciler(registry, root, tmp_path):
-    settings = Settings(repository=root, cache=tmp_path / "cache", provider="cpu")
+@contextlib.asynccontextmanager
+async def reconciling(registry, **settings):
+    """A reconciler with these settings, and all that it needs."""
+    settings = Settings(provider="cpu", **settings)
     decoders = DecodePool.of(settings)
     decoders.start()
     reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
     yield reconciler
     await reconciler.close()
     await decoders.close()
+
+
+@pytest.fixture
+async def reconciler(registry, root, cache):
+    async with reconciling(registry, repository=root, cache=cache) as reconciler:
+        yield reconciler
 
 
 async def ask(registry, name="model", version=None, item=NUMBERS):
@@ -373,3 +385,146 @@ async def test_a_server_that_polls_swaps_under_load_without_an_error(application
                 assert answer.status_code == 200
                 seen.add(answer.json()["version"])
         assert seen == {1, 2, 3, 4, 5}
+
+
+def publish_broken(model, version=1):
+    (publish_numbers(model, version) / "model.onnx").write_bytes(b"broken")
+
+
+async def test_a_model_without_a_version_does_not_keep_a_restarted_server_unready(reconciler, registry, root):
+    publish_numbers(root / "model")
+    (root / "new").mkdir()
+    (root / "new" / "model.toml").write_text('architecture = "mlp_iris"\n')  # as PUT leaves it
+    await reconciler.refresh()
+    await asyncio.to_thread(until, lambda: not registry.unready())
+    assert "has no version" in registry.model("new").why_unready
+
+
+async def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_unready(reconciler, registry, root):
+    publish_broken(root / "broken")
+    publish_numbers(root / "model")
+    await reconciler.refresh()
+    await asyncio.to_thread(until, lambda: not registry.unready())
+    assert "is not the file" in registry.model("broken").why_unready
+    shutil.rmtree(root / "model")
+    await reconciler.refresh()
+    assert "is not the file" in registry.unready()["broken"]  # nobody answers
+
+
+async def test_nobody_is_ready_before_what_lay_there_at_the_start_has_been_tried(
+    reconciler, registry, root, monkeypatch
+):
+    publish_numbers(root / "model")
+    publish_numbers(root / "slow")
+    go, really = asyncio.Event(), Loader.load
+
+    async def load(self, version, *arguments, **options):
+        if version.model == "slow":
+            await go.wait()
+        return await really(self, version, *arguments, **options)
+
+    monkeypatch.setattr(Loader, "load", load)
+    await reconciler.look()
+    await registry.model("model").records[1].loaded()
+    assert registry.unready().keys() == {"slow"}
+    go.set()
+    await asyncio.to_thread(until, lambda: not registry.unready())
+    # From now on it answers, whatever is loaded of it.
+    go.clear()
+    shutil.copytree(root / "slow" / "1", root / "slow" / "2")
+    await reconciler.look()
+    assert registry.unready() == {}
+    go.set()
+
+
+async def test_a_broken_model_that_is_loaded_anew_does_not_make_the_server_unready(
+    reconciler, registry, root, monkeypatch
+):
+    publish_broken(root / "broken")
+    publish_numbers(root / "model")
+    await reconciler.refresh()
+    await asyncio.to_thread(until, lambda: not registry.unready())
+    begun = asyncio.Event()
+
+    async def load(*_, **__):
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Loader, "load", load)
+    publish_broken(root / "other")
+    (root / "broken" / "model.toml").touch()
+    await reconciler.look()
+    await begun.wait()
+    assert registry.unready() == {}
+    assert states(registry, "other") == {1: "LOADING"}
+
+
+async def test_what_the_settings_name_has_to_answer(registry, root, cache):
+    publish_broken(root / "broken")
+    publish_numbers(root / "model")
+    async with reconciling(registry, repository=root, cache=cache, models=("broken", "model")) as reconciler:
+        await reconciler.refresh()
+        assert registry.model("model").is_ready
+        assert registry.unready().keys() == {"broken"}
+        shutil.rmtree(root / "broken")
+        publish_numbers(root / "broken")
+        await reconciler.refresh()
+        assert registry.unready() == {}
+
+
+async def test_what_befalls_one_model_costs_that_model_alone(reconciler, registry, root, monkeypatch):
+    publish_numbers(root / "a_first")
+    publish_numbers(root / "model")
+    really = Repository.inventory
+
+    def inventory(self, name):
+        if name == "a_first":
+            raise RecursionError("directories without end")
+        return really(self, name)
+
+    monkeypatch.setattr(Repository, "inventory", inventory)
+    await reconciler.refresh()
+    assert await ask(registry) == (1, "second")
+    assert "its log has it" in registry.model("a_first").why_unready
+
+
+async def test_a_published_version_that_never_ends_leaves_the_live_one_and_holds_nobody_up(reconciler, registry, root):
+    publish_numbers(root / "model")
+    await reconciler.refresh()
+    (root / "model" / "2").mkdir()
+    for path in publish(root / "endless", SPEC, endless()).iterdir():
+        path.rename(root / "model" / "2" / path.name)
+    await reconciler.look()
+    record = registry.model("model").records[2]
+    await asyncio.to_thread(until, lambda: record.reason == "checking: run")
+    publish_softmax(root / "other", labels=("one", "that", "nobody checked"))
+    await reconciler.look()
+    await registry.model("other").records[1].loaded()
+    assert states(registry, "other") == {1: "READY"}
+    assert await ask(registry) == (1, "second")
+    assert (states(registry), record.reason) == ({1: "READY", 2: "LOADING"}, "checking: run")
+    reconciler.cancel(record)
+    await record.loaded()
+    assert not converting()
+
+
+async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, root, cache, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    converter = Converter(cache, timeout_seconds=600, module="tests.misbehaving")
+    monkeypatch.setattr("service.loader.Converter.of", lambda _: converter)
+    monkeypatch.setattr("service.places.available_memory_bytes", lambda: 10**12)
+    for name, note in (("a_endless", b"loop"), ("b", b"sound"), ("c", b"sound again")):
+        for version in (1, 2) if note == b"loop" else (1,):
+            (root / name / str(version)).mkdir(parents=True)
+            (root / name / str(version) / "weights.pth").write_bytes(torch_bytes(note + b" %d" % version))
+        (root / name / "model.toml").write_text('architecture = "mlp_iris"\nnum_classes = 4\nversions = "all"\n')
+    async with reconciling(registry, repository=root, cache=cache) as reconciler:
+        await reconciler.look()
+        endless = registry.model("a_endless").records
+        await asyncio.to_thread(until, lambda: len(converting()) > 1)
+        for name in ("b", "c"):
+            await registry.model(name).records[1].loaded()
+            assert states(registry, name) == {1: "READY"}, registry.model(name).why_unready
+        assert {str(record.state) for record in endless.values()} == {"LOADING"}
+        assert len(converting()) == 1  # the model's other version waits for this one
+    assert not converting()

@@ -1,0 +1,125 @@
+"""Published directories, tried in a child before the server opens them: who passed is known by content."""
+
+import asyncio
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+import structlog
+from pydantic import ValidationError
+
+from models import manifest as published
+from models.check import Found, Job
+from models.manifest import Manifest
+from service.child import CHECK, Child, Limits, OnStep, Unconfined
+from service.errors import RepositoryError
+from service.machine import usable_cores
+from service.places import Places
+from service.repository import told
+from service.room import room
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+_RELEASE = 1  # of what is checked: who passed an earlier one is checked again
+_FILE_BYTES = 2**20  # a check writes nothing
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A published version that was found to be what its manifest says."""
+
+    manifest: Manifest
+    opened_bytes: int
+    """By how much a process grows that opens and runs it."""
+
+
+class Checker:
+    """Tries each published version once, in a child."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._cache = settings.cache
+        self._limits = Limits(settings.check_timeout_seconds, settings.check_memory_bytes, _FILE_BYTES)
+        self._places = Places(settings.check_memory_bytes)
+        self._unconfined = Unconfined(CHECK)
+
+    async def check(self, model: str, directory: Path, batches: Sequence[int], on_step: OnStep) -> Passed:
+        """The version in that directory, which runs on batches of these sizes. Raises RepositoryError."""
+        with told(directory):
+            manifest = await asyncio.to_thread(published.read_manifest, directory)
+        key = _key(manifest, batches)
+        kept = self._cache / "checked" / f"{key}.json"
+        if (found := await asyncio.to_thread(_read, kept)) is None:
+            async with self._places.place(model):
+                found = await self._try(directory, batches, key, kept, on_step)
+        return Passed(manifest, found.opened_bytes)
+
+    async def _try(self, directory: Path, batches: Sequence[int], key: str, kept: Path, on_step: OnStep) -> Found:
+        limits = self._limits.now()
+        job = Job(
+            directory=directory.absolute(),  # noqa: ASYNC240 - it asks no disk
+            batches=tuple(batches),
+            threads=usable_cores(),
+            memory_bytes=limits.memory_bytes,
+        )
+        try:
+            async with self._room(key) as empty:
+                if found := await asyncio.to_thread(_read, kept):  # by who held the lock before
+                    return found
+                child = Child(CHECK, empty, limits, on_step, self._unconfined)
+                found = Found.model_validate_json(await child.run(job.model_dump_json()))
+        except ValidationError as error:
+            raise RepositoryError("the checking process did not say what it found", cure=CHECK.cure) from error
+        except OSError as error:
+            raise RepositoryError(
+                f"the version could not be checked: {error.strerror}",
+                cure="make MENAGERIE_CACHE a writable directory with room",
+                detail=str(error),
+            ) from error
+        await asyncio.to_thread(_write, kept, found)
+        return found
+
+    @asynccontextmanager
+    async def _room(self, key: str) -> AsyncIterator[Path]:
+        """An empty directory in the cache; where that is only read, one of the system's. Raises OSError."""
+        if _is_writable(self._cache):
+            async with room(self._cache / "staging", key) as directory:
+                yield directory
+        else:
+            with tempfile.TemporaryDirectory() as name:
+                yield Path(name)
+
+
+def _key(manifest: Manifest, batches: Sequence[int]) -> str:
+    """The same for the same check of the same content: the manifest names the SHA-256 of the graph."""
+    described = [_RELEASE, onnxruntime.__version__, list(batches), manifest.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _read(kept: Path) -> Found | None:
+    try:
+        return Found.model_validate_json(kept.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _write(kept: Path, found: Found) -> None:
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        draft = kept.with_suffix(f".{os.getpid()}")
+        draft.write_text(found.model_dump_json(), encoding="utf-8")
+        draft.replace(kept)
+    except OSError as error:
+        log.warning("the check is not kept", reason=error.strerror, cure="make MENAGERIE_CACHE writable")
+
+
+def _is_writable(directory: Path) -> bool:
+    """Whether that directory, or the nearest of its parents that there is, may be written into."""
+    there = next(each for each in (directory, *directory.parents) if each.exists())
+    return os.access(there, os.W_OK)
