@@ -3,14 +3,15 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, TypeAdapter, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from models.architecture import Framework
 from models.errors import ArtifactError
 from models.inputs import Frozen, Input, expand
 from models.outputs import Output, outputs_of
+from models.publish import MAX_VERSION
 
 CONFIG_FILE = "model.toml"
 OVERRIDE_FILE = "artifact.toml"
@@ -22,6 +23,9 @@ SAMPLES = Path(__file__).with_name("samples")
 _OF_ALL_VERSIONS = {"versions", "min_agreement", "tune", "unload_first"}
 
 Precision = Literal["fp32", "fp16", "int8"]
+VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
+Classes = Annotated[int, Field(ge=1, le=2**20)]
+"""How many a network may tell apart: each has a label, and the largest public lists have 21,841."""
 
 
 class Batching(Frozen):
@@ -40,7 +44,7 @@ class ModelConfig(Frozen):
     """Default: told from the weights' bytes."""
     weights: str | None = None
     """What of the version's directory, or `package:NAME/PATH`. Default: what is there called weights, or weights.*"""
-    num_classes: PositiveInt | None = None
+    num_classes: Classes | None = None
     """Default: as many as there are labels, else as the architecture has."""
     labels: str | tuple[str, ...] | None = None
     """The labels themselves, or the name of a built-in list (imagenet). Default: the lines of labels.txt."""
@@ -53,7 +57,7 @@ class ModelConfig(Frozen):
     precision_agreement: float | None = Field(None, gt=0, le=1)
     """The share of the held-out images on which fp16 or int8 must give the label of fp32. Default: that of its gate."""
     batching: Batching = Batching()
-    versions: Literal["latest", "all"] | tuple[PositiveInt, ...] = "latest"
+    versions: Literal["latest", "all"] | tuple[VersionNumber, ...] = "latest"
     """Which versions are loaded; the highest of them answers unless a request names another."""
     min_agreement: float = Field(0.0, ge=0, le=1)
     """The share of the golden inputs to which a version must give the live one's label, else it does not go live."""
@@ -87,7 +91,7 @@ class Spec(Frozen):
     architecture: str
     """Its name in the catalog; of a whole model, `whole:` and the name of the format."""
     framework: Runtime
-    num_classes: PositiveInt
+    num_classes: Classes
     input: Input
     output: Output
     labels: tuple[str, ...]
@@ -127,7 +131,7 @@ class Draft(Frozen):
 
     architecture: str
     framework: Runtime
-    num_classes: PositiveInt | None
+    num_classes: Classes | None
     input: dict[str, Any]
     """Settings that differ from the network's own input."""
     output: Output | None

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
 
-from models import formats, machine
+from models import formats, machine, toml_file
 from models.architecture import Architecture
 from models.artifact import CALIBRATION_DIRECTORY, NUMBERS_FILE, SAMPLES, Artifact, Draft, ModelConfig, Spec
 from models.errors import ArtifactError
 from models.formats import Format, is_regular
 from models.inputs import PICTURE_SUFFIXES, Input, NumbersInput
 
+MOST_LABEL_BYTES = 8 * 2**20
 MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
 
 # With these, and the architecture's own file, a fingerprint changes.
@@ -39,7 +40,9 @@ _CONVERTER = (
     "precision.py",
     "programs.py",
     "recognition.py",
+    "publish.py",
     "resolution.py",
+    "toml_file.py",
     "train/data.py",
     "weights.py",
     "whole.py",
@@ -193,7 +196,7 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
     if not path.is_file():
         return ()
     try:
-        return tuple(path.read_text(encoding="utf-8-sig").splitlines())
+        return tuple(toml_file.read_bytes(path, MOST_LABEL_BYTES).decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
 

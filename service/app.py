@@ -59,7 +59,12 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         mirror = Mirror(settings.request_timeout_seconds)
         registry = Registry(mirror)
         reconciler = Reconciler(settings, registry, Loader(settings, decoders, lifecycle))
-        publisher = Publisher(settings.repository, settings.max_upload_bytes, settings.body_timeout_seconds)
+        publisher = Publisher(
+            settings.repository,
+            settings.max_upload_bytes,
+            settings.body_timeout_seconds,
+            settings.min_free_disk_bytes,
+        )
         if settings.admin_token is not None:
             publisher.tidy()
         reconciler.start()

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models import catalog
+from models import catalog, toml_file
 from models.artifact import CALIBRATION_DIRECTORY, CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ModelConfig
 from models.errors import ArtifactError
 from models.formats import is_regular
 from models.manifest import MANIFEST_FILE, ONNX_FILE, Manifest
+from models.publish import is_version
 from models.resolution import resolve
 from service.errors import RepositoryError
 from service.routing import ROUTING_FILE, Routing
@@ -111,8 +111,14 @@ class Repository:
         """The versions of a model that are there, wanted or not, ascending. Raises RepositoryError."""
         with _readable(name):
             return sorted(
-                int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and _is_version(path.name)
+                int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and is_version(path.name)
             )
+
+    def ignored_versions(self, name: str) -> list[str]:
+        """Directories of a model with a number that no version has. Raises RepositoryError."""
+        with _readable(name):
+            found = [path.name for path in (self.root / name).iterdir() if path.is_dir()]
+        return sorted(each for each in found if each.isdigit() and not is_version(each))
 
     def signature(self, name: str, number: int) -> Signature:
         """The state of the files that one version is made of. Raises RepositoryError."""
@@ -157,14 +163,7 @@ class Repository:
             config = ModelConfig.model_validate(values)
         except ValidationError as error:
             raise RepositoryError(f"model.toml of {name}: {first_problem(error)}", cure=_CORRECT) from error
-        if number is None or not (override := self.root / name / str(number) / OVERRIDE_FILE).exists():
-            return config
-        try:
-            return config.overridden(_read_toml(override))
-        except ValidationError as error:
-            raise RepositoryError(f"artifact.toml of {name}/{number}: {first_problem(error)}", cure=_CORRECT) from error
-        except ValueError as error:
-            raise RepositoryError(f"artifact.toml of {name}/{number}: {error}", cure=_CORRECT) from error
+        return config if number is None else overridden(config, self.root / name / str(number))
 
 
 @contextmanager
@@ -178,6 +177,8 @@ def _readable(name: str) -> Iterator[None]:
         ) from error
 
 
+_MANIFEST_BYTES = 16 * 2**20  # most of it is labels
+_ONNX_BYTES = 2**31  # where ONNX ends
 _CORRECT = "correct it; the README lists what a model.toml may say"
 
 
@@ -187,8 +188,10 @@ def read_published(directory: Path) -> tuple[Manifest, bytes]:
         if os.path.lexists(directory / name) and not is_regular(directory / name):
             raise RepositoryError(f"{name} is not a regular file", cure="replace the link by the file itself")
     try:
-        manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes())
-        content = (directory / ONNX_FILE).read_bytes()
+        manifest = Manifest.model_validate_json(toml_file.read_bytes(directory / MANIFEST_FILE, _MANIFEST_BYTES))
+        content = toml_file.read_bytes(directory / ONNX_FILE, _ONNX_BYTES)
+    except ArtifactError as error:
+        raise RepositoryError(str(error), cure=_AGAIN) from error
     except ValidationError as error:
         raise RepositoryError(
             f"{MANIFEST_FILE} is not one of this release: {first_problem(error)}", cure=_AGAIN
@@ -207,14 +210,26 @@ def read_published(directory: Path) -> tuple[Manifest, bytes]:
 _AGAIN = "delete the directory and convert again: menagerie convert"
 
 
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdigit() and not name.startswith("0")
+def overridden(config: ModelConfig, directory: Path) -> ModelConfig:
+    """The settings with those of a version's artifact.toml over them, where it has one. Raises RepositoryError."""
+    path = directory / OVERRIDE_FILE
+    if not os.path.lexists(path):
+        return config
+    values = _read_toml(path)
+    try:
+        return config.overridden(values)
+    except ValidationError as error:
+        raise RepositoryError(f"{OVERRIDE_FILE}: {first_problem(error)}", cure=_CORRECT) from error
+    except ValueError as error:
+        raise RepositoryError(f"{OVERRIDE_FILE}: {error}", cure=_CORRECT) from error
 
 
 def _read_toml(path: Path) -> Mapping[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return toml_file.read(path)
+    except ArtifactError as error:
+        raise RepositoryError(f"{path.parent.name}/{error}", cure=error.cure) from error
+    except OSError as error:
         raise RepositoryError(f"{path.parent.name}/{path.name} cannot be read: {error}", cure=_CORRECT) from error
 
 
