@@ -40,12 +40,11 @@ _CONVERTER = (
     "precision.py",
     "programs.py",
     "recognition.py",
-    "publish.py",
     "resolution.py",
-    "toml_file.py",
     "train/data.py",
     "weights.py",
     "whole.py",
+    "zip_directory.py",
     "zoo/keras_applications.py",
     "zoo/pieces.py",
 )

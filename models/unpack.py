@@ -67,23 +67,26 @@ class Header(tarfile.TarInfo):
 
 
 def unpack(archive: Path, directory: Path) -> None:
-    """Writes the files of an archive into a directory that is there and empty. Raises ArtifactError, OSError."""
-    size, files, count = archive.stat().st_size, set[str](), 0
+    """Writes the files of an archive into a directory that is there and empty. Raises ArtifactError, OSError.
+
+    All of the archive is looked through before the first file is written.
+    """
+    size, files, members = archive.stat().st_size, set[str](), list[tuple[tarfile.TarInfo, PurePosixPath]]()
     with archive.open("rb") as file:
         _check_plain(file.read(8))
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:", tarinfo=Header, encoding="utf-8", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
-                count += 1
-                if count > MOST_MEMBERS:
-                    raise ArtifactError(f"it holds more than {MOST_MEMBERS} files", "send the weights alone")
                 path = _path(member)
-                if _is_of_macos(path):
-                    continue
                 if member.isreg():
                     _check_file(member, path, files, size)
-                _write(tar, member, directory / path)
-        _check_rest(file.read)
+                members.append((member, path))
+                if len(members) > MOST_MEMBERS:
+                    raise ArtifactError(f"it holds more than {MOST_MEMBERS} files", "send the weights alone")
+            _check_rest(file.read)
+            for member, path in members:
+                if not _is_of_macos(path):
+                    _write(tar, member, directory / path)
     _check_top(directory)
 
 
@@ -122,9 +125,7 @@ def _is_of_macos(path: PurePosixPath) -> bool:
 def _check_file(member: tarfile.TarInfo, path: PurePosixPath, files: set[str], size: int) -> None:
     """Raises ArtifactError where a file is longer than the archive, or has the name of another one."""
     if not 0 <= member.size <= size - member.offset_data:
-        raise ArtifactError(
-            f"{_shown(member.name)} has {member.size} bytes by its header, and they are not there", AGAIN
-        )
+        raise ArtifactError(f"{_shown(member.name)} is longer by its header than what was sent", AGAIN)
     name = unicodedata.normalize("NFC", str(path))  # macOS has one file for both ways of writing a letter
     if name in files:
         raise ArtifactError(f"it holds {_shown(member.name)} twice", "send each file once")

@@ -17,10 +17,12 @@ from service.errors import BadRequest, BodyTooLarge, Unauthorized
 from service.operations import Operations
 from service.registry import Registry
 from service.routing import LABEL, SHADOW_PERCENT
-from service.schemas import ErrorAnswer, ModelBody, UploadAnswer, VersionBody
+from service.schemas import ModelBody, UploadAnswer, VersionBody, errors
 from service.settings import Settings
 
 TAR = "application/x-tar"
+_LINES = "application/x-ndjson"
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 bearer = HTTPBearer(auto_error=False, description="The token of MENAGERIE_ADMIN_TOKEN")
 
@@ -40,7 +42,7 @@ router = APIRouter(
     prefix="/admin/models/{model}",
     tags=["admin"],
     dependencies=[Depends(authorize)],
-    responses={status: {"model": ErrorAnswer} for status in (401, 404, 409, 422, 507)},
+    responses=errors(401, 404, 409, 422, 507),
 )
 
 Version = Annotated[int, Path(ge=1, le=MAX_VERSION)]
@@ -61,7 +63,11 @@ def _model(request: Request, model: str) -> ModelBody:
     return ModelBody.of(registry.model(model))
 
 
-@router.put("", openapi_extra={"requestBody": {"required": True, "content": {"application/toml": {}}}})
+@router.put(
+    "",
+    responses=errors(400, 408, 413, 429),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/toml": {"schema": {"type": "string"}}}}},
+)
 async def define_model(request: Request, model: str) -> ModelBody:
     """Writes the model's model.toml, which is the body: of a new model, or in the place of the old one."""
     bodies: BodyReader = request.state.bodies
@@ -79,7 +85,10 @@ async def define_model(request: Request, model: str) -> ModelBody:
 @router.post(
     "/versions",
     status_code=201,
-    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}, TAR: {}}}},
+    responses=errors(400, 408, 413),
+    openapi_extra={
+        "requestBody": {"required": True, "content": dict.fromkeys(("application/octet-stream", TAR), _BYTES)}
+    },
 )
 async def upload_version(
     request: Request,
@@ -154,7 +163,11 @@ async def activate_version(
     return VersionBody.of(await _operations(request).activate(model, version, unload_first=unload_first))
 
 
-@router.get("/versions/{version}/progress", response_class=Response)
+@router.get(
+    "/versions/{version}/progress",
+    response_class=Response,
+    responses={200: {"content": {_LINES: {"schema": {"type": "string"}}}}},
+)
 async def follow_version(request: Request, model: str, version: Version) -> StreamingResponse:
     """Lines of JSON, each the version as it stands: one now, and one for each step until its load has ended."""
     registry: Registry = request.state.registry
@@ -164,7 +177,7 @@ async def follow_version(request: Request, model: str, version: Version) -> Stre
         async for _ in record.follow():
             yield VersionBody.of(record).model_dump_json(exclude_none=True) + "\n"
 
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
+    return StreamingResponse(lines(), media_type=_LINES)
 
 
 @router.put("/versions/{version}/trial")

@@ -200,6 +200,8 @@ class Publisher:
                 raise UploadInvalid(f"the archive cannot be unpacked: {reason}", cure=error.cure) from error
             if step == "disk":
                 raise InsufficientStorage("the model repository's disk is full") from error
+            if step == "write":
+                raise ServiceError(f"the model repository cannot be written: {reason}") from error
             log.warning("unpacking failed", reason=error.message, detail=error.detail)
             raise UploadInvalid(
                 "the archive cannot be unpacked: it takes too much time or memory", cure=unpack.AGAIN

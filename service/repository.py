@@ -163,7 +163,11 @@ class Repository:
             config = ModelConfig.model_validate(values)
         except ValidationError as error:
             raise RepositoryError(f"model.toml of {name}: {first_problem(error)}", cure=_CORRECT) from error
-        return config if number is None else overridden(config, self.root / name / str(number))
+        return (
+            config
+            if number is None
+            else overridden(config, self.root / name / str(number), f"{OVERRIDE_FILE} of {name}/{number}")
+        )
 
 
 @contextmanager
@@ -210,7 +214,7 @@ def read_published(directory: Path) -> tuple[Manifest, bytes]:
 _AGAIN = "delete the directory and convert again: menagerie convert"
 
 
-def overridden(config: ModelConfig, directory: Path) -> ModelConfig:
+def overridden(config: ModelConfig, directory: Path, title: str = OVERRIDE_FILE) -> ModelConfig:
     """The settings with those of a version's artifact.toml over them, where it has one. Raises RepositoryError."""
     path = directory / OVERRIDE_FILE
     if not os.path.lexists(path):
@@ -219,9 +223,9 @@ def overridden(config: ModelConfig, directory: Path) -> ModelConfig:
     try:
         return config.overridden(values)
     except ValidationError as error:
-        raise RepositoryError(f"{OVERRIDE_FILE}: {first_problem(error)}", cure=_CORRECT) from error
+        raise RepositoryError(f"{title}: {first_problem(error)}", cure=_CORRECT) from error
     except ValueError as error:
-        raise RepositoryError(f"{OVERRIDE_FILE}: {error}", cure=_CORRECT) from error
+        raise RepositoryError(f"{title}: {error}", cure=_CORRECT) from error
 
 
 def _read_toml(path: Path) -> Mapping[str, Any]:
