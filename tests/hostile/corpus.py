@@ -1,4 +1,4 @@
-"""Posts every file of a directory to a server, twice, and counts the answers.
+"""Posts files to a server, each twice, and counts the answers.
 
     python -m tests.hostile.corpus DIRECTORY
 
@@ -15,20 +15,16 @@ from queue import Empty, SimpleQueue
 
 from PIL import Image
 
+from tests.hostile.mutation import files
 from tests.hostile.target import MODELS, Tally, Target, together
 from tests.images import jpeg
 
 GREEN = jpeg(Image.new("RGB", (64, 48), (20, 200, 40)))
 
 
-def files(path):
-    """The file itself, or all files below the directory."""
-    return [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, metavar="DIRECTORY", help="a directory of images, or one image")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="directories of images, or images")
     parser.add_argument("--url", help="a server that runs already; default: one of our own")
     parser.add_argument("--models", nargs="+", default=MODELS, help="the first is asked in the first round, and so on")
     parser.add_argument("--rounds", type=int, default=2, help="how often each file is posted")
@@ -42,7 +38,7 @@ def main():
 def run(target, options):
     tally, good, work = Tally(), Tally(right="200" if options.url else "200 green"), SimpleQueue()
     for model in itertools.islice(itertools.cycle(options.models), options.rounds):
-        for file in files(options.path):
+        for file in files(options.paths):
             work.put((file, f"/predict/{model}?top_k=1"))
 
     def client(_):

@@ -1,4 +1,4 @@
-"""Broken copies of image files. One seed gives one copy, so that a finding can be made again."""
+"""The files of a corpus, and broken copies of them; one seed gives one copy, so that a finding can be made again."""
 
 import random
 import re
@@ -9,6 +9,18 @@ import zlib
 EDGES = sorted({0, *(2**n - less for n in range(33) for less in (0, 1))})
 JPEG_MARKER = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xda-\xdf\xe0-\xef]")
 MAX_BYTES = 2**18  # larger files teach nothing more, and cost more
+
+
+def files(paths):
+    """These files, and all below these directories but what git keeps there."""
+    for path in paths:
+        found = [path] if path.is_file() else sorted(path.rglob("*"))
+        yield from (each for each in found if each.is_file() and ".git" not in each.parts)
+
+
+def bodies(paths):
+    """What is in the files, the large ones apart."""
+    return [body for file in files(paths) if 0 < len(body := file.read_bytes()) <= MAX_BYTES]
 
 
 def broken(seed, corpus):

@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from tests.hostile.corpus import files
-from tests.hostile.mutation import MAX_BYTES, broken
+from tests.hostile.mutation import bodies, broken
 from tests.hostile.target import HANG_SECONDS, Answer, Sample, Tally, Target, together
 from tests.images import gif, gradient, jpeg, lying_jpeg, noise, png, webp
 
@@ -132,7 +131,7 @@ MIX = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, nargs="?", metavar="DIRECTORY", help="images to break; default: our own")
+    parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="what is broken; default: our own images")
     parser.add_argument("--minutes", type=float, default=10)
     options = parser.parse_args()
     with Target(body_timeout_seconds=BODY_TIMEOUT_SECONDS) as target:
@@ -140,9 +139,7 @@ def main():
 
 
 def run(target, options):
-    corpus = [*PICTURES, lying_jpeg()]
-    if options.path:
-        corpus = [body for file in files(options.path) if 0 < len(body := file.read_bytes()) <= MAX_BYTES]
+    corpus = bodies(options.paths) or [*PICTURES, lying_jpeg()]
     tallies = {name: Tally(kind.right) for name, kind in MIX.items()}
     end = time.monotonic() + options.minutes * 60
     clients = [name for name, kind in MIX.items() for _ in range(kind.clients)]

@@ -121,7 +121,7 @@ class Target:
             connection.close()
 
     def decoder_deaths(self):
-        """How many decoders died, by signal; None where the server does not tell."""
+        """How many decoders died, by cause; None where the server does not tell."""
         connection = self.connect()
         connection.request("GET", "/metrics")
         families = text_string_to_metric_families(connection.getresponse().read().decode())
@@ -132,7 +132,7 @@ class Target:
         found = Counter()
         for sample in samples:
             if sample.name == f"{DEATHS}_total" and sample.value:
-                found[sample.labels["signal"]] += int(sample.value)
+                found[", ".join(sample.labels.values())] += int(sample.value)
         return found
 
     def report(self):
@@ -140,7 +140,7 @@ class Target:
         is_same = not self.deaths and (self.pid is None or Path(f"/proc/{self.pid}").exists())
         deaths = self.decoder_deaths()
         print("server:", "the same process as before" if is_same else f"died, {dict(self.deaths)}")
-        print("decoders that died, by signal:", "unknown" if deaths is None else dict(deaths) or "none")
+        print("decoders that died, by cause:", "unknown" if deaths is None else dict(deaths) or "none")
         if self.pid is not None:
             print(Sample.of(self.pid))
         return is_same
