@@ -101,6 +101,11 @@ class ImageTooLarge(ServiceError):
     code = "image_too_large"
     cure = "resize the image before sending it: models see a few hundred pixels"
 
+    def __init__(self, message: str, *, pixels: int = 0, cure: str | None = None) -> None:
+        super().__init__(message, cure=cure)
+        self.pixels = pixels
+        """As many as its header claims; 0 where it is too large in another way."""
+
 
 class UnsupportedMediaType(ServiceError):
     """The Content-Type is none that the route takes."""
@@ -124,6 +129,22 @@ class UndecodableImage(ServiceError):
     status = 422
     code = "undecodable_image"
     cure = "check that the file opens in a viewer and was sent whole"
+
+
+class DecoderDied(ServiceError):
+    """The image ended the process that decoded it."""
+
+    status = 422
+    code = "decoder_died"
+    cure = "open the image in an editor, save it again as JPEG or PNG, and send that"
+
+
+class DecodingTooCostly(ServiceError):
+    """Decoding the image took more time or memory than it may."""
+
+    status = 422
+    code = "decoding_too_costly"
+    cure = "resize the image before sending it, or save it as a baseline JPEG"
 
 
 class UnsupportedAspectRatio(ServiceError):

@@ -90,8 +90,17 @@ class Settings(BaseSettings):
     )
     max_images_per_request: PositiveInt = Field(64, description="Images in one request, at most")
     max_image_pixels: PositiveInt = Field(50_000_000, description="Pixels of one image by its header, at most")
-    decode_threads: NonNegativeInt = Field(0, description="Threads that decode images; 0 is one a core")
+    decoders: NonNegativeInt = Field(0, description="Processes that decode images; 0 is one more than cores")
+    decode_timeout_seconds: Timeout = Field(10.0, description="An image that takes longer to decode becomes a 422")
+    decoder_memory_bytes: PositiveInt = Field(
+        1024 * MIB, description="Memory that decoding one image may take, at most; then 422"
+    )
     max_decode_images: PositiveInt = Field(512, description="Images waiting to be decoded, at most; then 429")
+    max_decode_pixels: PositiveInt = Field(
+        500_000_000,
+        description="Pixels, by their headers, of all pictures of over 4 megapixels that wait to be decoded, at most; "
+        "then 429",
+    )
     simd: bool = Field(
         default=True,
         description="Decode and resize with SIMD: up to 3 % of the values 1 of 255 off Pillow's; off is Pillow alone",

@@ -13,7 +13,6 @@ from service.engine import Engine
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
 from service.lifecycle import Lifecycle
 from service.loader import Loader
-from service.machine import usable_cores
 from service.metrics import generate_latest
 from service.reconciler import Reconciler
 from service.registry import Registry
@@ -45,12 +44,12 @@ def registry():
 @pytest.fixture
 async def reconciler(registry, root, tmp_path):
     settings = Settings(repository=root, cache=tmp_path / "cache", provider="cpu")
-    decoders = DecodePool(usable_cores(), settings.max_decode_images, settings.max_image_pixels)
+    decoders = DecodePool.of(settings)
     decoders.start()
     reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
     yield reconciler
     await reconciler.close()
-    decoders.close()
+    await decoders.close()
 
 
 async def ask(registry, name="model", version=None, item=NUMBERS):

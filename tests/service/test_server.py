@@ -60,7 +60,7 @@ async def test_64_clients_are_answered_without_error_in_batches(serve, repositor
 
 async def test_more_than_the_queue_holds_is_refused_with_a_time_to_come_back(serve, repository):
     server = serve(
-        repository=repository, max_decode_images=2, max_queue_images=2, max_images_per_request=2, decode_threads=1
+        repository=repository, max_decode_images=2, max_queue_images=2, max_images_per_request=2, decoders=1
     ).wait_ready()
     photo = picture(size=(3000, 2000), kind="JPEG")
     async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
