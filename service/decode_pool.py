@@ -5,6 +5,7 @@ hands alone is refused.
 """
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import structlog
 
 from models.inputs import ImageInput
-from service.decoders import FORK_SERVER, MEMORY, TIMEOUT, Decoders, Lost, Result
+from service.decoders import FORK_SERVER, GARBLED, MEMORY, TIMEOUT, Decoders, Lost, Result
 from service.decoding import Task, Verdict
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, ShuttingDown
 from service.fork_server import Forks, ForkServer
@@ -33,6 +34,9 @@ log = structlog.get_logger()
 _REFUSED_SECONDS = 600.0
 _DOUBTFUL_SECONDS = 60.0
 _DOUBTFUL = {TIMEOUT, MEMORY, "SIGKILL"}  # the kernel kills where memory runs out
+
+# What may be the doing of the image before, or of nobody: the image is given to another decoder, once.
+_BLAMELESS = {GARBLED, FORK_SERVER}
 
 LARGE_PIXELS = 2**22  # what claims more waits in a queue of its own, and leaves one decoder to all the others
 
@@ -53,6 +57,8 @@ class Job:
     """How many it claims, once that is known to be many."""
     began: float = 0.0
     """When a decoder got it; 0 while it waits."""
+    is_again: bool = False
+    """A decoder was lost with it, and it is given to another."""
     is_wanted: bool = True
     is_over: bool = False
 
@@ -106,6 +112,7 @@ class DecodePool:
 
     def start(self) -> None:
         """Starts to take images, which wait for the first decoder."""
+        self._loop = asyncio.get_running_loop()
         self._is_open = True
         self._decoders.start()
 
@@ -158,11 +165,12 @@ class DecodePool:
 
     def _begin(self, job: Job) -> None:
         pixels_now = self._max_pixels if job.pixels else LARGE_PIXELS
-        task = Task(len(job.data), self._max_pixels, pixels_now, job.spec, self._shortcuts)
+        key = random.getrandbits(64)
+        task = Task(key, len(job.data), self._max_pixels, pixels_now, job.spec, self._shortcuts)
         try:
             self._decoders.begin(job.data, task, partial(self._end, job))
         except OSError:  # it ended just before
-            (self._waiting_large if job.pixels else self._waiting).appendleft(job)
+            self._wait_again(job)
             return
         job.began = time.monotonic()
         self._large_running += job.pixels > 0
@@ -174,7 +182,11 @@ class DecodePool:
         if isinstance(result, np.ndarray):
             self._settle(job, result)
         elif isinstance(result, Lost):
-            self._settle(job, self._blame(job, result.cause, seconds))
+            if result.cause in _BLAMELESS and not job.is_again:
+                job.is_again = True
+                self._wait_again(job)
+            else:
+                self._settle(job, self._blame(job, result.cause, seconds))
         elif result.verdict is Verdict.LARGE:
             self._admit_large(job, result.pixels)
         elif result.error is not None:
@@ -182,6 +194,11 @@ class DecodePool:
         else:
             log.error("decoding failed", request_id=job.request_id, detail=result.text)
             self._settle(job, ServiceError("the server made a mistake"))
+
+    def _wait_again(self, job: Job) -> None:
+        """It is the next one, of its kind."""
+        (self._waiting_large if job.pixels else self._waiting).appendleft(job)
+        self._loop.call_soon(self._dispatch)
 
     def _admit_large(self, job: Job, pixels: int) -> None:
         """Lets a picture wait with the other large ones, unless together they claim too much."""
@@ -198,8 +215,6 @@ class DecodePool:
 
     def _blame(self, job: Job, cause: str, seconds: float) -> ServiceError:
         """The image ended its decoder, as far as anybody can know."""
-        if cause == FORK_SERVER:  # all ended together
-            return DecoderDied("the decoders were ended from outside", cure="send the image again")
         refused_seconds = _DOUBTFUL_SECONDS if cause in _DOUBTFUL else _REFUSED_SECONDS
         digest = self._quarantine.add(job.data, cause, refused_seconds)
         log.error(

@@ -160,7 +160,8 @@ def serve(connection: int, memory: int, decode: Decode, unconfined: str = "") ->
     with suppress(ConnectionError):  # it closed while something was said
         os.write(connection, Reply(Verdict.READY, text=unconfined).packed())
         while message := os.read(connection, TASK_BYTES + 1):
-            os.write(connection, _done(Task.unpacked(message), memory, decode).packed())
+            task = Task.unpacked(message)
+            os.write(connection, _done(task, memory, decode).packed(task.key))
 
 
 def _done(task: Task, memory: int, decode: Decode) -> Reply:

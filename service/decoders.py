@@ -231,6 +231,8 @@ class Decoders:
 
 
 def _is_plausible(reply: Reply, task: Task) -> bool:
+    if reply.key != task.key:
+        return False
     if reply.verdict is Verdict.LARGE:
         return task.pixels_now < reply.pixels <= task.max_pixels
     return reply.verdict is not Verdict.READY

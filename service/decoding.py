@@ -30,8 +30,8 @@ ENDED = struct.Struct("<Ii")
 """From the fork server: a decoder's number, and its wait status, or NOT_STARTED."""
 NOT_STARTED = -1
 
-_TASK = struct.Struct("<QQQIIIBBB?d")
-_REPLY = struct.Struct("<BBQ480s224s")
+_TASK = struct.Struct("<QQQQIIIBBB?d")
+_REPLY = struct.Struct("<QBBQ480s224s")
 REPLY_BYTES = _REPLY.size
 TASK_BYTES = _TASK.size
 
@@ -55,6 +55,8 @@ _REFUSALS: tuple[type[ServiceError], ...] = (
 class Task:
     """One image to decode, whose bytes lie in the memory file."""
 
+    key: int
+    """A random number, which its reply repeats: a decoder can answer no task that it has not been given."""
     data_bytes: int
     max_pixels: int
     """A picture that claims more is refused."""
@@ -67,6 +69,7 @@ class Task:
         """As a message of TASK_BYTES."""
         spec = self.spec
         return _TASK.pack(
+            self.key,
             self.data_bytes,
             self.max_pixels,
             self.pixels_now,
@@ -83,16 +86,16 @@ class Task:
     @classmethod
     def unpacked(cls, message: bytes) -> Self:
         """The task of such a message."""
-        size, most, now, height, width, resize_to, channels, resize, interpolation, simd, margin = _TASK.unpack(message)
+        key, size, most, now, height, width, to, channels, resize, interpolation, simd, margin = _TASK.unpack(message)
         spec = ImageInput(
             height=height,
             width=width,
-            resize_to=resize_to or None,
+            resize_to=to or None,
             channels=channels,
             resize=_RESIZES[resize],
             interpolation=_INTERPOLATIONS[interpolation],
         )
-        return cls(size, most, now, spec, Shortcuts(simd=simd, margin=margin))
+        return cls(key, size, most, now, spec, Shortcuts(simd=simd, margin=margin))
 
 
 class Verdict(IntEnum):
@@ -119,25 +122,27 @@ class Reply:
     error: ServiceError | None = None
     pixels: int = 0
     text: str = ""
+    key: int = 0
+    """The task's; 0 where it answers none."""
 
-    def packed(self) -> bytes:
-        """As a message of REPLY_BYTES; a text that is too long is cut off."""
+    def packed(self, key: int = 0) -> bytes:
+        """As a message of REPLY_BYTES that answers the task with this key; a text that is too long is cut off."""
         kind = _REFUSALS.index(type(self.error)) if self.error else 0
         text, cure = (self.error.message, self.error.cure) if self.error else (self.text, "")
-        return _REPLY.pack(self.verdict, kind, self.pixels, text.encode(), cure.encode())
+        return _REPLY.pack(key, self.verdict, kind, self.pixels, text.encode(), cure.encode())
 
     @classmethod
     def unpacked(cls, message: bytes) -> Self:
         """The reply of such a message. Raises ValueError where it is none."""
         if len(message) != REPLY_BYTES:
             raise ValueError(f"a reply of {len(message)} bytes")
-        number, kind, pixels, text, cure = _REPLY.unpack(message)
+        key, number, kind, pixels, text, cure = _REPLY.unpack(message)
         verdict, told = Verdict(number), _text(text)
         if verdict is not Verdict.REFUSED:
-            return cls(verdict, pixels=pixels, text=told)
+            return cls(verdict, pixels=pixels, text=told, key=key)
         if kind >= len(_REFUSALS):
             raise ValueError(f"an error of kind {kind}")
-        return cls(verdict, error=_REFUSALS[kind](told, cure=_text(cure) or None))
+        return cls(verdict, error=_REFUSALS[kind](told, cure=_text(cure) or None), key=key)
 
 
 def _text(padded: bytes) -> str:

@@ -21,7 +21,7 @@ MARK = b"#!marked!"
 
 
 def marked(body, what):
-    """The image, with a note for `misbehave` after its end."""
+    """The image, with a note for `misbehave` after its end; what follows | only makes it another image."""
     return body + MARK + what.encode()
 
 
@@ -134,7 +134,7 @@ def fail(kind):
 
 def misbehave(data, spec, **options):
     """`preprocess.decode`, but for what a mark says."""
-    what, _, argument = data.partition(MARK)[2].decode().partition(" ")
+    what, _, argument = data.partition(MARK)[2].decode().partition("|")[0].partition(" ")
     if what == "try":
         return np.full(spec.shape, tried(argument), np.uint8)
     if what == "environment":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-from service.bench.server import Served
+from service.bench.server import Served, descendants
 
 
 def until(condition, seconds=60):
@@ -47,13 +47,16 @@ class ServerProcess:
         return httpx2.post(self.url + path, timeout=60, **request)
 
     def cpu_seconds(self):
-        """What it has used of all cores until now, however long it had to wait for one; its children apart."""
+        """What it and its children have used of all cores until now, however long they had to wait for one."""
         return Served(self.url, self.process.pid).cpu_seconds()
 
     def children(self):
-        """The numbers of the processes that it started and that run."""
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+        """The numbers of the processes that it started and that run: the fork server, decoders, converters."""
+        return [process for process in descendants(self.process.pid) if process != self.process.pid]
+
+    def converters(self):
+        """Those that read weights."""
+        return [each for each in self.children() if b"models.sandbox" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
     def is_ready(self):
         assert self.process.poll() is None, self.log()

@@ -196,7 +196,7 @@ def test_an_image_that_costs_too_much_is_stopped(what, cause):
 def test_a_decoder_that_lies_harms_nobody_else(what):
     async def scenario(_, decoded):
         for number in range(10):
-            bodies = [SAMPLE, marked(SAMPLE, f"{what} {number}"), SAMPLE, SAMPLE]
+            bodies = [SAMPLE, marked(SAMPLE, f"{what}|{number}"), SAMPLE, SAMPLE]
             first, _, *others = await asyncio.gather(*(decoded(body) for body in bodies))
             assert all(np.array_equal(each, EXPECTED) for each in (first, *others))
 
@@ -238,9 +238,7 @@ def test_a_fork_server_that_is_killed_is_replaced_and_waiting_images_are_decoded
             (fork_server,) = (each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each))
             os.kill(fork_server, signal.SIGKILL)
             results = await asyncio.wait_for(asyncio.gather(*(decoded(SAMPLE) for _ in range(20))), 60)
-            pixels = [each for each in results if isinstance(each, np.ndarray)]
-            assert len(pixels) >= 18  # those in the two decoders' hands may be lost
-            assert all(np.array_equal(each, EXPECTED) for each in pixels)
+            assert all(np.array_equal(each, EXPECTED) for each in results)
 
     with_pool(scenario)
 
