@@ -13,11 +13,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from service.errors import DecoderDied, DecodingTooCostly
 from tests.hostile.mutation import bodies, broken
 from tests.hostile.target import MODELS, Sample, Tally, Target
 
 SLOW_SECONDS = 5.0
-DEAD = "422 decod"  # decoder_died or decoding_too_costly: it cost a decoder
+DEAD = tuple(f"{error.status} {error.code}" for error in (DecoderDied, DecodingTooCostly))
 TOLD_SECONDS = 60.0
 
 
@@ -48,7 +49,7 @@ def run(target, options):
         body = broken(seed, corpus)
         answer = target.post(connection, f"/predict/{options.models[seed % len(options.models)]}", body)
         is_fault = tally.add(f"seed {seed}", answer)
-        if is_fault or answer.seconds > SLOW_SECONDS or answer.outcome.startswith(DEAD):
+        if is_fault or answer.seconds > SLOW_SECONDS or answer.outcome in DEAD:
             found[answer.outcome] += 1
             (options.findings / f"{seed}-{answer.outcome.replace(' ', '-')}").write_bytes(body)
     tell(time.monotonic() - start, tally, target)
