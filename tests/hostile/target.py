@@ -157,6 +157,8 @@ def code_of(content):
 class Sample(NamedTuple):
     """What a process and all that come from it hold."""
 
+    own_rss_mib: float
+    """The process alone."""
     rss_mib: float
     """What they share counts for each of them."""
     pss_mib: float
@@ -171,12 +173,12 @@ class Sample(NamedTuple):
         pids = family(pid)
         memory = [sum(resident(each, field) for each in pids) / MIB for field in ("Rss", "Pss")]
         descriptors, threads = (sum(len(listing(each, kind)) for each in pids) for kind in ("fd", "task"))
-        return cls(*memory, descriptors, len(pids), threads)
+        return cls(resident(pid, "Rss") / MIB, *memory, descriptors, len(pids), threads)
 
     def __str__(self):
         return (
-            f"RSS {self.rss_mib:.0f} MiB, PSS {self.pss_mib:.0f} MiB, {self.descriptors} descriptors, "
-            f"{self.processes} processes, {self.threads} threads"
+            f"server RSS {self.own_rss_mib:.0f} MiB; with its children RSS {self.rss_mib:.0f} MiB, PSS {self.pss_mib:.0f} MiB, "
+            f"{self.descriptors} descriptors, {self.processes} processes, {self.threads} threads"
         )
 
 
