@@ -132,9 +132,9 @@ class DecodePool:
             raise ShuttingDown("images are no longer decoded")
         if self._held + len(jobs) > self._max_images:
             raise QueueFull(f"{self._held} images are waiting to be decoded")
-        self._held += len(jobs)
-        self._nothing_held.clear()
         for job in jobs:
+            self._held += 1
+            self._nothing_held.clear()
             job.arrival = self._arrivals = self._arrivals + 1
             self._waiting.append(job)
         self._dispatch()

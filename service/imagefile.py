@@ -148,7 +148,7 @@ def _opaque(image: Image.Image) -> Image.Image:
         return _eight_bits(image)
     if image.has_transparency_data:
         # Before resizing: resized alone, the colours hidden under transparency would bleed into the rest.
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         canvas = Image.new("RGB", layer.size, "white")
         canvas.paste(layer, mask=layer)
         return canvas

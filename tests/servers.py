@@ -1,5 +1,6 @@
 """A server in a process of its own, and how to wait for what it does."""
 
+import json
 import os
 import signal
 import socket
@@ -40,6 +41,10 @@ class ServerProcess:
     def log(self):
         return self._log.read_text()
 
+    def events(self):
+        """What its log holds, a line each."""
+        return [json.loads(line) for line in self.log().splitlines()]
+
     def get(self, path):
         return httpx2.get(self.url + path, timeout=30)
 
@@ -57,6 +62,10 @@ class ServerProcess:
     def converters(self):
         """Those that read weights."""
         return [each for each in self.children() if b"models.sandbox" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+    def descriptors(self):
+        """How many it has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def is_ready(self):
         assert self.process.poll() is None, self.log()

@@ -30,6 +30,9 @@ class GatedDecode:
     def __call__(self, data: bytes, spec: ImageInput, *, max_pixels: int, **_options: object) -> np.ndarray:
         """A body that begins with a number of megapixels claims so many."""
         if data[:1].isdigit() and int(data.split()[0]) * 10**6 > max_pixels:
+            if data.endswith(b"slow"):
+                self.begun.release()
+                assert self.gate.wait(10)
             raise ImageTooLarge("it is large", pixels=int(data.split()[0]) * 10**6)
         self.bodies.append(data)
         self.begun.release()
@@ -221,6 +224,14 @@ def test_a_closed_pool_has_answered_everybody(gated):
     in_pool(scenario, gated)
 
 
+def test_a_pool_closes_after_a_request_without_an_image():
+    async def scenario(pool: DecodePool) -> None:
+        pool.put([])
+        await asyncio.wait_for(pool.close(), 10)
+
+    in_pool(scenario)
+
+
 def test_a_pool_takes_nothing_before_it_is_started():
     async def scenario() -> None:
         pool = DecodePool(
@@ -275,17 +286,15 @@ def test_a_large_picture_is_decoded_whatever_the_budget(gated):
 
 def test_a_large_picture_that_nobody_wants_any_more_is_not_decoded(gated):
     async def scenario(pool: DecodePool) -> None:
-        running = started(decoded_in(pool, b"a", WHOLE))
-        await gated.wait_begun()
         outcomes: list[object] = []
-        large = Job(b"30 large", WHOLE, outcomes.append)
+        large = Job(b"30 slow", WHOLE, outcomes.append)
         pool.put([large])
+        await gated.wait_begun()
+        pool.drop(large)  # while a decoder looks at its header
         gated.gate.set()
-        await running
-        pool.drop(large)  # while a decoder looks at its header, or before
         await decoded_in(pool, b"b", WHOLE)
         assert outcomes == [None]
-        assert gated.bodies == [b"a", b"b"]
+        assert gated.bodies == [b"b"]
 
     in_pool(scenario, gated)
 
