@@ -177,7 +177,7 @@ class Sample(NamedTuple):
 
     def __str__(self):
         return (
-            f"server RSS {self.own_rss_mib:.0f} MiB; with its children RSS {self.rss_mib:.0f} MiB, PSS {self.pss_mib:.0f} MiB, "
+            f"server {self.own_rss_mib:.0f} MiB; all RSS {self.rss_mib:.0f} MiB, PSS {self.pss_mib:.0f} MiB, "
             f"{self.descriptors} descriptors, {self.processes} processes, {self.threads} threads"
         )
 
