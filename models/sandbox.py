@@ -24,6 +24,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -298,12 +299,16 @@ def _no_new_privileges() -> None:
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _call(function: str, *arguments: bytes | int | ctypes.Array[ctypes.c_char] | None) -> int:
     """A function of the C library that sets errno. Raises Unavailable."""
-    libc = ctypes.CDLL(None, use_errno=True)
     passed = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
     try:
-        result: int = getattr(libc, function)(*passed)
+        result: int = getattr(_libc(), function)(*passed)
     except AttributeError:
         raise Unavailable(f"{sys.platform} has no {function}") from None
     if result < 0:

@@ -22,7 +22,7 @@ import numpy as np
 from models import sandbox
 from models.inputs import ImageInput
 from service.decoding import ENDED, FORK, NOT_STARTED, ORDER, PIXELS_AT, TASK_BYTES, Reply, Task, Verdict
-from service.errors import ImageTooLarge, ServiceError
+from service.errors import ImageTooLarge, ServiceError, UndecodableImage
 from service.memory import trim_malloc, tune_malloc
 from service.preprocess import decode
 from service.shortcuts import EXACT, Shortcuts
@@ -170,21 +170,25 @@ def _done(task: Task, memory: int, decode: Decode) -> Reply:
         limit = min(task.max_pixels, task.pixels_now)
         pixels = decode(data, task.spec, max_pixels=limit, shortcuts=task.shortcuts)
         os.pwrite(memory, pixels.data, PIXELS_AT)
-    except ImageTooLarge as error:
-        if limit < error.pixels <= task.max_pixels:
-            return Reply(Verdict.LARGE, pixels=error.pixels)
-        return Reply(Verdict.REFUSED, error=error)
-    except ServiceError as error:
-        is_memory = isinstance(error.__cause__, MemoryError)
-        return Reply(Verdict.OUT_OF_MEMORY) if is_memory else Reply(Verdict.REFUSED, error=error)
     except MemoryError:
         return Reply(Verdict.OUT_OF_MEMORY)
+    except ServiceError as error:
+        return _refusal(error, task)
     except BaseException:  # noqa: BLE001 - a mistake of ours, or a library's panic: it costs this image
         return Reply(Verdict.MISTAKE, text=traceback.format_exc()[-400:])
     finally:
         if task.pixels_now >= task.max_pixels:  # a large picture, whose memory is not needed again soon
             trim_malloc()
     return Reply(Verdict.PIXELS)
+
+
+def _refusal(error: ServiceError, task: Task) -> Reply:
+    if isinstance(error.__cause__, MemoryError):
+        return Reply(Verdict.OUT_OF_MEMORY)
+    if isinstance(error, ImageTooLarge) and task.pixels_now < error.pixels <= task.max_pixels:
+        return Reply(Verdict.LARGE, pixels=error.pixels)
+    is_broken = isinstance(error, UndecodableImage) and error.met_codec
+    return Reply(Verdict.BROKEN if is_broken else Verdict.REFUSED, error=error)
 
 
 if __name__ == "__main__":

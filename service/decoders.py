@@ -16,7 +16,6 @@ import structlog
 
 from service import metrics
 from service.decoding import NOT_STARTED, Reply, Task, Verdict
-from service.errors import UndecodableImage
 from service.fork_server import Decoder, Forks
 
 log = structlog.get_logger()
@@ -215,7 +214,7 @@ class Decoders:
         work = _taken(seat)
         assert work is not None
         work.then(result)
-        if reply.verdict is Verdict.MISTAKE or isinstance(reply.error, UndecodableImage):
+        if reply.verdict in (Verdict.BROKEN, Verdict.MISTAKE):
             self._replace(seat)
         else:
             self._sit(seat)

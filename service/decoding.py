@@ -107,10 +107,12 @@ class Verdict(IntEnum):
     """They lie in the memory file."""
     REFUSED = 2
     """The error says why."""
-    LARGE = 3
+    BROKEN = 3
+    """The same, after native code had met it: nobody knows what it has left behind in the decoder."""
+    LARGE = 4
     """Nothing yet: it claims `pixels`."""
-    OUT_OF_MEMORY = 4
-    MISTAKE = 5
+    OUT_OF_MEMORY = 5
+    MISTAKE = 6
     """An error of ours; the text is for the log."""
 
 
@@ -138,7 +140,7 @@ class Reply:
             raise ValueError(f"a reply of {len(message)} bytes")
         key, number, kind, pixels, text, cure = _REPLY.unpack(message)
         verdict, told = Verdict(number), _text(text)
-        if verdict is not Verdict.REFUSED:
+        if verdict not in (Verdict.REFUSED, Verdict.BROKEN):
             return cls(verdict, pixels=pixels, text=told, key=key)
         if kind >= len(_REFUSALS):
             raise ValueError(f"an error of kind {kind}")

@@ -154,6 +154,11 @@ class UndecodableImage(ServiceError):
     code = "undecodable_image"
     cure = "check that the file opens in a viewer and was sent whole"
 
+    def __init__(self, message: str, *, cure: str | None = None, met_codec: bool = True) -> None:
+        super().__init__(message, cure=cure)
+        self.met_codec = met_codec
+        """Whether it was native code that refused the image."""
+
 
 class DecoderDied(ServiceError):
     """The image ended the process that decoded it."""

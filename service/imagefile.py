@@ -81,11 +81,13 @@ def open_image(body: bytes, max_pixels: int, *, simd: bool = False, least_side: 
     kind = image_format(body)
     if kind is None:
         raise UnsupportedImage("the bytes are not a JPEG, PNG, WebP, BMP or GIF")
+    met_codec = False
     try:
         body, exif, frame = _READERS[kind](body)
         if kind == "WEBP":  # its canvas is allocated on opening
             _check_size(_webp_size(body), max_pixels)
         scalable = _scalable(frame)
+        met_codec = True
         if simd and scalable is not None:
             size, channels = scalable
             _check_size(size, max_pixels)
@@ -107,7 +109,7 @@ def open_image(body: bytes, max_pixels: int, *, simd: bool = False, least_side: 
     except ServiceError:
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything, AssertionError included
-        raise UndecodableImage(f"the {kind} is broken or was cut short") from error
+        raise UndecodableImage(f"the {kind} is broken or was cut short", met_codec=met_codec) from error
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -208,7 +210,7 @@ def _check_scans(body: bytes, frame: int, scan: int) -> None:
     scans = sum(body.count(b"\xff\xda\0" + bytes((6 + 2 * n, n)), scan) for n in (1, 2, 3, 4))
     message = f"the JPEG has {scans} scans of {width}x{height} pixels"
     if scans > MAX_JPEG_SCANS:
-        raise UndecodableImage(message, cure="save it as a baseline JPEG")
+        raise UndecodableImage(message, cure="save it as a baseline JPEG", met_codec=False)
     if scans * width * height > MAX_JPEG_SCANNED_PIXELS:
         raise ImageTooLarge(message)
 

@@ -219,6 +219,26 @@ def test_a_broken_image_has_a_decoder_of_its_own():
     assert deaths("exit") == before
 
 
+def test_what_no_codec_has_met_costs_no_decoder():
+    """An attack with files that are refused by their structure would else cost a process each."""
+
+    async def scenario(pool, decoded):
+        await asyncio.gather(*(decoded(SAMPLE) for _ in range(8)))
+        before = decoders_of(pool)
+        for body in (
+            b"",
+            b"text",
+            SAMPLE[:20],
+            images.png(images.gradient())[:12],
+            images.jpeg(images.gradient(1000, 2)),
+        ):
+            assert isinstance(await decoded(body), ServiceError)
+        assert np.array_equal(await decoded(SAMPLE), EXPECTED)
+        assert decoders_of(pool) == before
+
+    with_pool(scenario)
+
+
 def test_decoders_that_are_killed_from_outside_are_replaced():
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
