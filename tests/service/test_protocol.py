@@ -118,7 +118,7 @@ def lasting():
 @pytest.fixture
 def strict(lasting):
     """A server with narrow bounds that its tests leave as they found it."""
-    until(lambda: not lasting.server.server_state.tasks)  # of the test before
+    until(lambda: not (lasting.open or lasting.server.server_state.tasks))
     lasting.application.begun.clear()
     lasting.application.gone.clear()
     return lasting
