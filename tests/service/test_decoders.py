@@ -229,7 +229,7 @@ def test_what_no_codec_has_met_costs_no_decoder():
             b"",
             b"text",
             SAMPLE[:20],
-            images.png(images.gradient())[:12],
+            images.bomb_png(),
             images.jpeg(images.gradient(1000, 2)),
         ):
             assert isinstance(await decoded(body), ServiceError)
