@@ -7,6 +7,7 @@ beginning, the pixels from PIXELS_AT on.
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Literal, Self
 
 from models.inputs import ImageInput
@@ -30,10 +31,11 @@ ENDED = struct.Struct("<Ii")
 """From the fork server: a decoder's number, and its wait status, or NOT_STARTED."""
 NOT_STARTED = -1
 
-_TASK = struct.Struct("<QQQQIIIBBB?d")
+_TASK = struct.Struct("<QQQQ")
+_MANNER = struct.Struct("<IIIBBB?d")
 _REPLY = struct.Struct("<QBBQ480s224s")
 REPLY_BYTES = _REPLY.size
-TASK_BYTES = _TASK.size
+TASK_BYTES = _TASK.size + _MANNER.size
 
 _RESIZES: tuple[Literal["crop", "stretch"], ...] = ("crop", "stretch")
 _INTERPOLATIONS: tuple[Literal["nearest", "bilinear", "bicubic", "lanczos"], ...] = (
@@ -67,35 +69,45 @@ class Task:
 
     def packed(self) -> bytes:
         """As a message of TASK_BYTES."""
-        spec = self.spec
-        return _TASK.pack(
-            self.key,
-            self.data_bytes,
-            self.max_pixels,
-            self.pixels_now,
-            spec.height,
-            spec.width,
-            spec.resize_to or 0,
-            spec.channels,
-            _RESIZES.index(spec.resize),
-            _INTERPOLATIONS.index(spec.interpolation),
-            self.shortcuts.simd,
-            self.shortcuts.margin,
-        )
+        numbers = _TASK.pack(self.key, self.data_bytes, self.max_pixels, self.pixels_now)
+        return numbers + _packed(self.spec, self.shortcuts)
 
     @classmethod
     def unpacked(cls, message: bytes) -> Self:
         """The task of such a message."""
-        key, size, most, now, height, width, to, channels, resize, interpolation, simd, margin = _TASK.unpack(message)
-        spec = ImageInput(
-            height=height,
-            width=width,
-            resize_to=to or None,
-            channels=channels,
-            resize=_RESIZES[resize],
-            interpolation=_INTERPOLATIONS[interpolation],
-        )
-        return cls(key, size, most, now, spec, Shortcuts(simd=simd, margin=margin))
+        key, data_bytes, max_pixels, pixels_now = _TASK.unpack_from(message)
+        return cls(key, data_bytes, max_pixels, pixels_now, *_unpacked(message[_TASK.size :]))
+
+
+# A model's images are all decoded in the same manner.
+
+
+@lru_cache(maxsize=256)
+def _packed(spec: ImageInput, shortcuts: Shortcuts) -> bytes:
+    return _MANNER.pack(
+        spec.height,
+        spec.width,
+        spec.resize_to or 0,
+        spec.channels,
+        _RESIZES.index(spec.resize),
+        _INTERPOLATIONS.index(spec.interpolation),
+        shortcuts.simd,
+        shortcuts.margin,
+    )
+
+
+@lru_cache(maxsize=256)
+def _unpacked(manner: bytes) -> tuple[ImageInput, Shortcuts]:
+    height, width, resize_to, channels, resize, interpolation, simd, margin = _MANNER.unpack(manner)
+    spec = ImageInput(
+        height=height,
+        width=width,
+        resize_to=resize_to or None,
+        channels=channels,
+        resize=_RESIZES[resize],
+        interpolation=_INTERPOLATIONS[interpolation],
+    )
+    return spec, Shortcuts(simd=simd, margin=margin)
 
 
 class Verdict(IntEnum):
