@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, TypeAdapter, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from models.architecture import Framework
 from models.errors import ArtifactError
 from models.inputs import Frozen, Input, expand
 from models.outputs import Output, outputs_of
+from models.publish import MAX_VERSION
 
 CONFIG_FILE = "model.toml"
 OVERRIDE_FILE = "artifact.toml"
@@ -22,8 +23,10 @@ SAMPLES = Path(__file__).with_name("samples")
 _OF_ALL_VERSIONS = {"versions", "min_agreement", "tune", "unload_first"}
 
 Precision = Literal["fp32", "fp16", "int8"]
-MAX_CLASSES = 2**20  # ImageNet-21k has 21,841; each has its label in memory, and its number in every answer
-Classes = Annotated[int, Field(gt=0, le=MAX_CLASSES)]
+VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
+MAX_CLASSES = 2**20
+Classes = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+"""How many a network may tell apart: each has a label, and the largest public lists have 21,841."""
 
 
 class Batching(Frozen):
@@ -55,7 +58,7 @@ class ModelConfig(Frozen):
     precision_agreement: float | None = Field(None, gt=0, le=1)
     """The share of the held-out images on which fp16 or int8 must give the label of fp32. Default: that of its gate."""
     batching: Batching = Batching()
-    versions: Literal["latest", "all"] | tuple[PositiveInt, ...] = "latest"
+    versions: Literal["latest", "all"] | tuple[VersionNumber, ...] = "latest"
     """Which versions are loaded; the highest of them answers unless a request names another."""
     min_agreement: float = Field(0.0, ge=0, le=1)
     """The share of the golden inputs to which a version must give the live one's label, else it does not go live."""

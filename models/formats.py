@@ -4,12 +4,12 @@ import os
 import re
 import stat
 import struct
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from models import zip_directory
 from models.architecture import Framework
 from models.errors import ArtifactError
 
@@ -61,10 +61,12 @@ SAVED_MODEL_FILE = "saved_model.pb"
 INDEX_SUFFIX = ".index"
 BROKEN_FILE = "copy the file again, or save it again"
 
+_SHARD = re.compile(r"(.*)\.data-\d{5}-of-\d{5}", re.DOTALL)
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # how a TensorFlow index ends
 _LARGEST_ONNX_FIELD = 26  # of the message ModelProto
 _ONNX_GRAPH = 7
+_MOST_ONNX_FIELDS = 2**16  # told within a second; a file has a field for each function and note, some thousands at most
 
 
 def tell(path: Path) -> Format:
@@ -102,9 +104,8 @@ def _shown(start: bytes) -> str:
 
 def _of_zip(path: Path) -> Format:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        names = set(zip_directory.names(path))
+    except (zip_directory.Damaged, UnicodeDecodeError, OSError) as error:
         raise ArtifactError(f"{path.name} cannot be read: its archive is cut short or damaged", BROKEN_FILE) from error
     if "config.json" in names and any(name.startswith("model.weights.") for name in names):
         return KERAS
@@ -117,7 +118,7 @@ def _of_zip(path: Path) -> Format:
         return STATE_DICT
     raise ArtifactError(
         f"{path.name} is a zip archive, and neither PyTorch nor Keras wrote it: "
-        f"it holds {', '.join(sorted(names)[:3]) or 'nothing'}",
+        f"it holds {', '.join(name[:64] for name in sorted(names)[:3]) or 'nothing'}",
         "unpack it, and put the weights themselves there",
     )
 
@@ -143,7 +144,9 @@ def _is_onnx(file: BinaryIO, _start: bytes) -> bool:
     """Whether the bytes are the fields of a ModelProto, one behind the other to the end, with a graph among them."""
     size, seen = _size(file), set()
     file.seek(0)
-    while (at := file.tell()) < size:
+    for _ in range(_MOST_ONNX_FIELDS):
+        if (at := file.tell()) == size:
+            return _ONNX_GRAPH in seen
         tag = _varint(file)
         field, kind = tag >> 3, tag & 7
         if not 1 <= field <= _LARGEST_ONNX_FIELD or kind not in {0, 2}:
@@ -154,7 +157,7 @@ def _is_onnx(file: BinaryIO, _start: bytes) -> bool:
         if not at < file.tell() <= size:
             return False
         seen.add(field)
-    return _ONNX_GRAPH in seen
+    return False
 
 
 def _varint(file: BinaryIO) -> int:
@@ -191,14 +194,15 @@ def parts(path: Path) -> list[Path]:
 
 def is_shard(name: str, stem: str) -> bool:
     """Whether a file of that name holds values of the checkpoint that is called `stem`."""
-    return re.fullmatch(re.escape(stem) + r"\.data-\d{5}-of-\d{5}", name) is not None
+    shard = _SHARD.fullmatch(name)
+    return shard is not None and shard[1] == stem
 
 
 def entries(names: Iterable[str]) -> list[str]:
     """What of these is one artifact each: the data files of a checkpoint go with its index."""
     found = sorted(names)
-    stems = [name.removesuffix(INDEX_SUFFIX) for name in found if name.endswith(INDEX_SUFFIX)]
-    return [name for name in found if not any(is_shard(name, stem) for stem in stems)]
+    stems = {name.removesuffix(INDEX_SUFFIX) for name in found if name.endswith(INDEX_SUFFIX)}
+    return [name for name in found if not ((shard := _SHARD.fullmatch(name)) and shard[1] in stems)]
 
 
 def is_regular(path: Path) -> bool:

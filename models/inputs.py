@@ -40,7 +40,7 @@ def expand(values: Mapping[str, Any]) -> dict[str, Any]:
     if "normalization" not in values:
         return rest
     mode = values["normalization"]
-    if mode not in NORMALIZATIONS:
+    if not isinstance(mode, str) or mode not in NORMALIZATIONS:
         raise ValueError(f"normalization {mode!r} is not one of {', '.join(NORMALIZATIONS)}")
     if both := rest.keys() & NORMALIZATIONS[mode].keys():
         raise ValueError(f"normalization {mode!r} stands for {', '.join(sorted(both))} too; give the one or the other")

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
 
-from models import formats, machine
+from models import formats, machine, toml_file
 from models.architecture import Architecture
 from models.artifact import CALIBRATION_DIRECTORY, NUMBERS_FILE, SAMPLES, Artifact, Draft, ModelConfig, Spec
 from models.errors import ArtifactError
 from models.formats import Format, is_regular
 from models.inputs import PICTURE_SUFFIXES, Input, NumbersInput
 
-MAX_LABELS_BYTES = 8 * 2**20  # half of what a manifest may have
+MOST_LABEL_BYTES = 8 * 2**20
 MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
 
 # With these, and the architecture's own file, a fingerprint changes.
@@ -45,6 +45,7 @@ _CONVERTER = (
     "train/data.py",
     "weights.py",
     "whole.py",
+    "zip_directory.py",
     "zoo/keras_applications.py",
     "zoo/pieces.py",
 )
@@ -194,12 +195,8 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
         )
     if not path.is_file():
         return ()
-    with path.open("rb") as file:
-        content = file.read(MAX_LABELS_BYTES + 1)
-    if len(content) > MAX_LABELS_BYTES:
-        raise ArtifactError(f"{path.name} has more than {MAX_LABELS_BYTES:,} bytes", "write one short label a line")
     try:
-        return tuple(content.decode("utf-8-sig").splitlines())
+        return tuple(toml_file.read_bytes(path, MOST_LABEL_BYTES).decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
 

@@ -10,16 +10,19 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 
-from service.body import BodyReader
+from models.publish import MAX_VERSION
+from models.toml_file import MOST_BYTES
+from service.body import BodyReader, declared_bytes
 from service.errors import BadRequest, BodyTooLarge, Unauthorized
 from service.operations import Operations
 from service.registry import Registry
 from service.routing import LABEL, SHADOW_PERCENT
-from service.schemas import ErrorAnswer, ModelBody, UploadAnswer, VersionBody
+from service.schemas import ModelBody, UploadAnswer, VersionBody, errors
 from service.settings import Settings
 
 TAR = "application/x-tar"
-MAX_CONFIG_BYTES = 2**20
+_LINES = "application/x-ndjson"
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 bearer = HTTPBearer(auto_error=False, description="The token of MENAGERIE_ADMIN_TOKEN")
 
@@ -39,10 +42,10 @@ router = APIRouter(
     prefix="/admin/models/{model}",
     tags=["admin"],
     dependencies=[Depends(authorize)],
-    responses={status: {"model": ErrorAnswer} for status in (401, 404, 409, 422, 507)},
+    responses=errors(401, 404, 409, 422, 507),
 )
 
-Version = Annotated[int, Path(ge=1, le=2**53)]
+Version = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 Label = Annotated[str, Path(pattern=f"^{LABEL}$")]
 Percent = Annotated[float, Query(ge=0, le=100)]
 UnloadFirst = Annotated[
@@ -60,25 +63,32 @@ def _model(request: Request, model: str) -> ModelBody:
     return ModelBody.of(registry.model(model))
 
 
-@router.put("", openapi_extra={"requestBody": {"required": True, "content": {"application/toml": {}}}})
+@router.put(
+    "",
+    responses=errors(400, 408, 413, 429),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/toml": {"schema": {"type": "string"}}}}},
+)
 async def define_model(request: Request, model: str) -> ModelBody:
     """Writes the model's model.toml, which is the body: of a new model, or in the place of the old one."""
     bodies: BodyReader = request.state.bodies
     async with bodies.receive(request) as body:
-        if len(body) > MAX_CONFIG_BYTES:
-            raise BodyTooLarge(f"a model.toml has at most {MAX_CONFIG_BYTES} bytes", cure="put labels into labels.txt")
+        if len(body) > MOST_BYTES:
+            raise BodyTooLarge(f"a model.toml has at most {MOST_BYTES} bytes", cure="put labels into labels.txt")
         try:
-            text = body.decode()
+            body.decode()
         except UnicodeDecodeError as error:
             raise BadRequest("the body is not UTF-8", cure="send a model.toml: curl -T model.toml URL") from error
-    await _operations(request).define(model, text)
+        await _operations(request).define(model, body)
     return _model(request, model)
 
 
 @router.post(
     "/versions",
     status_code=201,
-    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {}, TAR: {}}}},
+    responses=errors(400, 408, 413),
+    openapi_extra={
+        "requestBody": {"required": True, "content": dict.fromkeys(("application/octet-stream", TAR), _BYTES)}
+    },
 )
 async def upload_version(
     request: Request,
@@ -88,7 +98,7 @@ async def upload_version(
         str, Query(pattern=r"^weights(\.[a-z0-9]{1,16}){0,2}$", description="What the weights file is to be called")
     ] = "weights",
     sha256: Annotated[str | None, Query(pattern="^[0-9a-fA-F]{64}$", description="Refuse other bytes")] = None,
-    version: Annotated[int | None, Query(ge=1, le=2**53, description="Default: the next free number")] = None,
+    version: Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="Default: the next free number")] = None,
     live: Annotated[bool, Query(description="false: only store it, and keep the live version live")] = True,
 ) -> UploadAnswer:
     """Publishes the body as a version: a weights file, or (application/x-tar) a tar of the version's directory.
@@ -101,7 +111,11 @@ async def upload_version(
     is_archive = request.headers.get("content-type", "").partition(";")[0].strip().lower() == TAR
     try:
         receiving = operations.publisher.receive(
-            request.stream(), filename=filename, is_archive=is_archive, sha256=sha256
+            request.stream(),
+            filename=filename,
+            is_archive=is_archive,
+            sha256=sha256,
+            declared_bytes=declared_bytes(request),
         )
         async with receiving as (staged, upload):
             if not live:
@@ -149,7 +163,11 @@ async def activate_version(
     return VersionBody.of(await _operations(request).activate(model, version, unload_first=unload_first))
 
 
-@router.get("/versions/{version}/progress", response_class=Response)
+@router.get(
+    "/versions/{version}/progress",
+    response_class=Response,
+    responses={200: {"content": {_LINES: {"schema": {"type": "string"}}}}},
+)
 async def follow_version(request: Request, model: str, version: Version) -> StreamingResponse:
     """Lines of JSON, each the version as it stands: one now, and one for each step until its load has ended."""
     registry: Registry = request.state.registry
@@ -159,7 +177,7 @@ async def follow_version(request: Request, model: str, version: Version) -> Stre
         async for _ in record.follow():
             yield VersionBody.of(record).model_dump_json(exclude_none=True) + "\n"
 
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
+    return StreamingResponse(lines(), media_type=_LINES)
 
 
 @router.put("/versions/{version}/trial")
@@ -197,7 +215,7 @@ async def unpin(request: Request, model: str) -> ModelBody:
 
 @router.put("/labels/{label}")
 async def set_label(
-    request: Request, model: str, label: Label, version: Annotated[int, Query(ge=1, le=2**53)]
+    request: Request, model: str, label: Label, version: Annotated[int, Query(ge=1, le=MAX_VERSION)]
 ) -> ModelBody:
     """Moves a label to a version, which is loaded first if need be; `?version=LABEL` then asks for it."""
     await _operations(request).label(model, label, version)

@@ -1,6 +1,6 @@
 """create_app(settings): the lifespan, the routes, and the one error handler."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any, TypedDict
@@ -8,12 +8,14 @@ from typing import Any, TypedDict
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from service import admin
 from service.body import BodyReader
 from service.decode_pool import DecodePool
 from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
+from service.head import HeadMiddleware
 from service.lifecycle import Lifecycle
 from service.loader import Loader
 from service.machine import usable_cores
@@ -59,7 +61,12 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         mirror = Mirror(settings.request_timeout_seconds)
         registry = Registry(mirror)
         reconciler = Reconciler(settings, registry, Loader(settings, decoders, lifecycle))
-        publisher = Publisher(settings.repository, settings.max_upload_bytes, settings.body_timeout_seconds)
+        publisher = Publisher(
+            settings.repository,
+            settings.max_upload_bytes,
+            settings.body_timeout_seconds,
+            settings.min_free_disk_bytes,
+        )
         if settings.admin_token is not None:
             publisher.tidy()
         reconciler.start()
@@ -85,6 +92,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     app.include_router(router)
     if settings.admin_token is not None:
         app.include_router(admin.router)
+    app.add_middleware(HeadMiddleware)  # inside of the next, which tells of each request as it came
     app.add_middleware(RequestMiddleware)
     for kind in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_error)
@@ -132,6 +140,14 @@ async def _answer_prediction(scope: Scope, receive: Receive, send: Send) -> None
     await response(scope, receive, send)
 
 
+def _allowed(request: Request) -> Iterator[str]:
+    """The methods that some route takes at the request's path; the framework tells those of the first route alone."""
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        asked = {**request.scope, "method": method}
+        if any(route.matches(asked)[0] is Match.FULL for route in request.app.routes):
+            yield from ("GET", "HEAD") if method == "GET" else (method,)
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """Every error in one shape; what the framework raises is said in our words."""
     if isinstance(error, RequestValidationError):
@@ -139,8 +155,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
         error = InvalidInput(f"{problem['loc'][-1]}: {problem['msg']}", cure="GET /docs shows what each route takes")
     elif isinstance(error, HTTPException):
         if error.status_code == MethodNotAllowed.status:
-            allow = (error.headers or {}).get("Allow", "")
-            error = MethodNotAllowed(f"this route does not take {request.method}", allow)
+            error = MethodNotAllowed(f"this route does not take {request.method}", ", ".join(_allowed(request)))
         else:
             error = RouteNotFound("there is no such route")
     assert isinstance(error, ServiceError)

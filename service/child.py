@@ -77,6 +77,7 @@ CHECK = Work(
     cure="convert the weights again (menagerie convert), and publish the result",
     elsewhere="serve a smaller network, or smaller batches ([batching] in model.toml)",
 )
+UNPACKING = replace(CONVERSION, module="models.unpack", title="unpacking", process="unpacking process")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """What an operator may ask of a server: each changes the repository, and has the reconciler look at it again."""
 
 import asyncio
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from pydantic import ValidationError
 
-from models.artifact import MODEL_NAME, ModelConfig
+from models import toml_file
+from models.artifact import CONFIG_FILE, MODEL_NAME, ModelConfig
+from models.errors import ArtifactError
 from service import golden
-from service.errors import Conflict, InvalidInput, LoadFailed, ModelNotFound
+from service.errors import Conflict, InvalidInput, LoadFailed, ModelNotFound, RepositoryError
 from service.model import Record
 from service.publisher import Publisher
 from service.reconciler import Reconciler, check_agreement
@@ -19,6 +21,8 @@ from service.repository import Repository, first_problem
 from service.routing import Routing
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class Operations:
@@ -33,19 +37,14 @@ class Operations:
         self.publisher = publisher
         self._changing = asyncio.Lock()  # one decision after the other; nobody waits for a load with it
 
-    async def define(self, name: str, text: str) -> None:
+    async def define(self, name: str, content: bytes) -> None:
         """Writes a model.toml, of a new model or a known one. Raises InvalidInput."""
         if not MODEL_NAME.fullmatch(name):
             raise InvalidInput(
                 f"{name[:64]!r} is no name for a model", cure="lower-case letters, digits, '.', '_' and '-', at most 64"
             )
-        try:
-            ModelConfig.model_validate(tomllib.loads(text))
-        except ValidationError as error:
-            raise InvalidInput(f"model.toml: {first_problem(error)}", cure="the README lists its keys") from error
-        except tomllib.TOMLDecodeError as error:
-            raise InvalidInput(f"the body is not TOML: {error}", cure='send architecture = "resnet18", say') from error
-        await asyncio.to_thread(self.publisher.write_config, name, text)
+        await asyncio.to_thread(_check_config, content)
+        await asyncio.to_thread(self.publisher.write_config, name, content)
         await self._reconciler.look_at(name)
 
     async def publish(self, staged: Path, name: str, number: int | None) -> int:
@@ -74,7 +73,7 @@ class Operations:
         """
         async with self._changing:
             await self._check_present(name, number)
-            if number not in await asyncio.to_thread(self._repository.wanted, name):
+            if number not in await self._read(self._repository.wanted, name):
                 await self._edit(name, lambda routing: routing.with_part(number, load=True))
             await self._reconciler.look_at(name, number, unload_first=unload_first)
             record = self._registry.record(name, number)
@@ -118,8 +117,8 @@ class Operations:
     async def roll_back(self, name: str) -> Record:
         """Makes the version live that was so before, whatever its golden answers. Raises Conflict, LoadFailed."""
         live = self._registry.model(name).live
-        routing = await asyncio.to_thread(self._repository.routing, name)
-        present = await asyncio.to_thread(self._repository.present, name)
+        routing = await self._read(self._repository.routing, name)
+        present = await self._read(self._repository.present, name)
         lower = [number for number in present if live is None or number < live.version]
         previous = routing.previous if routing.previous in present else max(lower, default=None)
         if previous is None:
@@ -166,6 +165,14 @@ class Operations:
         if canary or shadow:
             await self.load(name, number)
 
+    @staticmethod
+    async def _read(read: Callable[[str], T], name: str) -> T:
+        """What the repository says of a model. Raises Conflict where a person has to correct it first."""
+        try:
+            return await asyncio.to_thread(read, name)
+        except RepositoryError as error:
+            raise Conflict(error.message, cure=error.cure) from error
+
     # With the lock held.
 
     async def _pin(self, name: str) -> None:
@@ -174,7 +181,7 @@ class Operations:
             await self._edit(name, lambda routing: routing if routing.live else routing.with_live(live.version, None))
 
     async def _edit(self, name: str, change: Callable[[Routing], Routing]) -> None:
-        routing = await asyncio.to_thread(self._repository.routing, name)
+        routing = await self._read(self._repository.routing, name)
         try:
             changed = change(routing)
         except ValidationError as error:
@@ -184,7 +191,7 @@ class Operations:
 
     async def _check_present(self, name: str, number: int) -> None:
         self._registry.model(name)
-        present = await asyncio.to_thread(self._repository.present, name)
+        present = await self._read(self._repository.present, name)
         if number not in present:
             known = ", ".join(map(str, present)) or "none"
             raise ModelNotFound(f"{name} has no version {number}", cure=f"the repository has {known}")
@@ -199,6 +206,16 @@ class Operations:
         labels = self._registry.model(name).routing.labels
         if label := next((label for label, labelled in labels.items() if labelled == number), None):
             raise Conflict(f"{name} version {number} has the label {label!r}", cure="move the label first")
+
+
+def _check_config(content: bytes) -> None:
+    """Raises InvalidInput where the bytes are no model.toml."""
+    try:
+        ModelConfig.model_validate(toml_file.parse(content, CONFIG_FILE))
+    except ValidationError as error:
+        raise InvalidInput(f"{CONFIG_FILE}: {first_problem(error)}", cure="the README lists its keys") from error
+    except ArtifactError as error:
+        raise InvalidInput(str(error), cure=error.cure) from error
 
 
 def _check_loaded(record: Record) -> None:

@@ -4,36 +4,46 @@ import asyncio
 import errno
 import fcntl
 import hashlib
+import json
 import os
-import shutil
-import tarfile
+import stat
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from models import formats
-from models.artifact import CONFIG_FILE
+import structlog
+
+from models import formats, unpack
+from models.artifact import CONFIG_FILE, ModelConfig
 from models.errors import ArtifactError
-from models.publish import next_version, publish, sync
+from models.publish import next_version, publish, remove, sync
+from service.child import UNPACKING, Child, Limits
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
     Conflict,
+    ConversionError,
     EmptyBody,
     InsufficientStorage,
+    RepositoryError,
     RepositoryReadOnly,
     ServiceError,
     UploadInvalid,
 )
+from service.repository import overridden
 from service.routing import ROUTING_FILE, Routing
 
 STAGING = ".staging"
 """Beside the models, so that a rename puts what lies here in its place. A name with a dot is no model's."""
 
-MAX_FILES = 10_000
 _CHUNK_BYTES = 2**20
+_UNPACK_SECONDS = 60.0  # and what _UNPACK_BYTES_PER_SECOND asks for: a slow disk's
+_UNPACK_BYTES_PER_SECOND = 20e6
+_UNPACK_MEMORY_BYTES = 2**30
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,12 @@ class Upload:
 class Publisher:
     """Only here is the repository written. Whatever is killed half-way leaves a room under STAGING, and no more."""
 
-    def __init__(self, root: Path, max_bytes: int, idle_seconds: float) -> None:
-        self._root = root
+    def __init__(self, root: Path, max_bytes: int, idle_seconds: float, min_free_bytes: int = 0) -> None:
+        self._root = root.absolute()
         self._max_bytes = max_bytes
         self._idle_seconds = idle_seconds
+        self._min_free_bytes = min_free_bytes
+        self._warned = False
 
     def tidy(self) -> None:
         """Removes what was left by processes that are gone; a room that is in use is locked."""
@@ -59,7 +71,7 @@ class Publisher:
                 descriptor = os.open(room, os.O_RDONLY | os.O_DIRECTORY)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(room, ignore_errors=True)
+                    remove(room)
                 except BlockingIOError:
                     pass
                 finally:
@@ -76,19 +88,38 @@ class Publisher:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield room
         finally:
-            shutil.rmtree(room, ignore_errors=True)
+            remove(room)
             os.close(descriptor)
 
     @asynccontextmanager
+    async def _own_room(self) -> AsyncIterator[Path]:
+        """The same, for the event loop: to remove what is in it may take seconds."""
+        with ExitStack() as stack:
+            room = stack.enter_context(self._room())
+            try:
+                yield room
+            finally:
+                await asyncio.to_thread(stack.close)
+
+    @asynccontextmanager
     async def receive(
-        self, chunks: AsyncIterator[bytes], *, filename: str, is_archive: bool, sha256: str | None
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        filename: str,
+        is_archive: bool,
+        sha256: str | None,
+        declared_bytes: int = 0,
     ) -> AsyncIterator[tuple[Path, Upload]]:
         """A version's directory, made of a body: one file of that name, or the files of a tar.
 
-        It is `publish`ed before the context ends, or is gone. Raises BodyTooLarge, BodyTimeout, EmptyBody,
-        UploadInvalid, InsufficientStorage, RepositoryReadOnly; starlette's ClientDisconnect where the client goes.
+        It is `publish`ed before the context ends, or is gone. What does not fit by its declared length is refused
+        before a byte is read. Raises BodyTooLarge, BodyTimeout, EmptyBody, UploadInvalid, InsufficientStorage,
+        RepositoryReadOnly; starlette's ClientDisconnect where the client goes.
         """
-        with self._room() as room:
+        self._check_size(declared_bytes)
+        async with self._own_room() as room:
+            self._check_free(room, declared_bytes * (2 if is_archive else 1))  # the archive, and what is in it
             version = room / "version"
             version.mkdir()
             file = room / "archive.tar" if is_archive else version / filename
@@ -98,7 +129,8 @@ class Publisher:
                     f"the {upload.bytes} bytes that arrived have the SHA-256 {upload.sha256}", cure="send them again"
                 )
             if is_archive:
-                await asyncio.to_thread(self._unpack, file, version)
+                self._check_free(room, upload.bytes)
+                await self._unpack(file, version, upload.bytes)
             else:
                 try:
                     await asyncio.to_thread(formats.tell, file)
@@ -106,10 +138,28 @@ class Publisher:
                     raise UploadInvalid(str(error), cure=error.cure) from error
             yield version, upload
 
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise BodyTooLarge(
+                f"the upload has {size} bytes or more, and {self._max_bytes} are allowed",
+                cure="raise MENAGERIE_MAX_UPLOAD_BYTES",
+            )
+
+    def _check_free(self, room: Path, size: int) -> None:
+        """Raises InsufficientStorage where so many bytes more would leave less of the disk free than has to be."""
+        disk = os.statvfs(room)
+        free = disk.f_bavail * disk.f_frsize
+        if size + self._min_free_bytes > free:
+            raise InsufficientStorage(
+                f"the model repository's disk has {free} bytes free, the upload takes {size} more, "
+                f"and {self._min_free_bytes} are to stay free"
+            )
+
     async def _write(self, chunks: AsyncIterator[bytes], path: Path) -> Upload:
         digest, size, pending = hashlib.sha256(), 0, bytearray()
 
         def flush() -> None:
+            self._check_free(path.parent, len(pending))
             digest.update(pending)
             file.write(pending)
             pending.clear()
@@ -117,10 +167,7 @@ class Publisher:
         with _told(), path.open("wb") as file:
             async for chunk in self._in_time(chunks):
                 size += len(chunk)
-                if size > self._max_bytes:
-                    raise BodyTooLarge(
-                        f"the upload has more than {self._max_bytes} bytes", cure="raise MENAGERIE_MAX_UPLOAD_BYTES"
-                    )
+                self._check_size(size)
                 pending += chunk
                 if len(pending) >= _CHUNK_BYTES:
                     await asyncio.to_thread(flush)
@@ -141,31 +188,40 @@ class Publisher:
                 raise BodyTimeout(f"nothing of the upload arrived for {self._idle_seconds:g} s") from None
             yield chunk
 
-    def _unpack(self, archive: Path, target: Path) -> None:
-        """Plain files and directories alone; nothing lands elsewhere, and nothing is larger than it was sent."""
-        files = 0
+    async def _unpack(self, archive: Path, target: Path, size: int) -> None:
+        """Has a confined child unpack plain files and directories. Raises UploadInvalid, InsufficientStorage."""
+        limits = Limits(_UNPACK_SECONDS + size / _UNPACK_BYTES_PER_SECOND, _UNPACK_MEMORY_BYTES, file_bytes=size)
+        child = Child(UNPACKING, archive.parent, limits, lambda _: None, self._warn)
         try:
-            with _told(), tarfile.open(archive, "r:") as tar:
-                for member in tar:
-                    path = PurePosixPath(member.name)
-                    if path.is_absolute() or ".." in path.parts:
-                        raise UploadInvalid(f"the archive holds {member.name!r}, which lies outside of the version")
-                    if not (member.isdir() or (member.isreg() and not member.issparse())):
-                        raise UploadInvalid(f"the archive holds {member.name!r}, which is no plain file")
-                    files += 1
-                    if files > MAX_FILES:
-                        raise UploadInvalid(f"the archive holds more than {MAX_FILES} files")
-                    _write_member(tar, member, target / path)
-        except tarfile.TarError as error:
-            raise UploadInvalid(f"the archive cannot be unpacked: {error}") from error
-        if not any(path.is_file() for path in target.iterdir()):
-            raise UploadInvalid("the archive holds no file at its top")
+            await child.run(json.dumps({"archive": str(archive), "directory": str(target)}))
+        except ConversionError as error:
+            step, _, reason = error.message.partition(": ")
+            if step == "unpack":
+                raise UploadInvalid(f"the archive cannot be unpacked: {reason}", cure=error.cure) from error
+            if step == "disk":
+                raise InsufficientStorage("the model repository's disk is full") from error
+            if step == "write":
+                raise ServiceError(f"the model repository cannot be written: {reason}") from error
+            log.warning("unpacking failed", reason=error.message, detail=error.detail)
+            raise UploadInvalid(
+                "the archive cannot be unpacked: it takes too much time or memory", cure=unpack.AGAIN
+            ) from error
+        await asyncio.to_thread(_check_unpacked, target, size)
+
+    def _warn(self, unconfined: str) -> None:
+        """Says once what of the sandbox this system does not offer."""
+        if not self._warned:
+            self._warned = True
+            log.warning("unpacking is not confined", missing=unconfined, cure="give the token to people you trust")
 
     def publish(self, staged: Path, model: str, version: int | None = None) -> int:
         """Puts a received version into its place, under the next free number unless one is given. Raises Conflict."""
         directory = self._root / model
         for _ in range(100):  # another process may take a number first
-            number = version or next_version(directory)
+            try:
+                number = version or next_version(directory)
+            except ArtifactError as error:
+                raise Conflict(str(error), cure="give a free number: ?version=2; or delete that version") from error
             try:
                 with _told():
                     publish(staged, directory / str(number))
@@ -178,13 +234,13 @@ class Publisher:
                 return number
         raise Conflict(f"no number was free for a version of {model}", cure="try again")
 
-    def write_config(self, model: str, text: str) -> None:
+    def write_config(self, model: str, content: bytes) -> None:
         """Writes a model.toml, if it is not the same already; a model that was not there is there with it."""
         present = self._root / model / CONFIG_FILE
-        if present.is_file() and present.read_bytes() == text.encode():
+        if present.is_file() and present.stat().st_size == len(content) and present.read_bytes() == content:
             return
         with _told(), self._room() as room:
-            (room / CONFIG_FILE).write_text(text, encoding="utf-8")
+            (room / CONFIG_FILE).write_bytes(content)
             if (self._root / model).is_dir():
                 _replace(room / CONFIG_FILE, present)
             else:
@@ -205,23 +261,23 @@ class Publisher:
             sync(self._root / model)
 
 
-def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    """Its content alone: no owner, mode or time. tarfile's own filters came with Python 3.11.4."""
+def _check_unpacked(directory: Path, size: int) -> None:
+    """Whether a child left what it should; it is not trusted. Raises UploadInvalid."""
+    pending, held = [directory], 0
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(Path(entry.path))
+                    continue
+                found = entry.stat(follow_symlinks=False)
+                held += found.st_size
+                if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or held > size:
+                    raise UploadInvalid("the archive was unpacked to something else than its files")
     try:
-        if member.isdir():
-            path.mkdir(parents=True, exist_ok=True)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = tar.extractfile(member)
-        assert content is not None  # of a plain file
-        with content, path.open("xb") as file:
-            shutil.copyfileobj(content, file, _CHUNK_BYTES)
-    except OSError as error:
-        if error.errno not in {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}:
-            raise
-        raise UploadInvalid(
-            f"the archive holds {member.name[:64]!r}, which cannot be written: {error.strerror}"
-        ) from error
+        overridden(ModelConfig(), directory)
+    except RepositoryError as error:
+        raise UploadInvalid(error.message, cure=error.cure) from error
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models import catalog, manifest
+from models import catalog, manifest, toml_file
 from models.artifact import CALIBRATION_DIRECTORY, CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ModelConfig
 from models.errors import ArtifactError
 from models.manifest import MANIFEST_FILE, Manifest
+from models.publish import is_version
 from models.resolution import resolve
 from service.errors import RepositoryError
 from service.routing import ROUTING_FILE, Routing
@@ -109,8 +109,14 @@ class Repository:
         """The versions of a model that are there, wanted or not, ascending. Raises RepositoryError."""
         with _readable(name):
             return sorted(
-                int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and _is_version(path.name)
+                int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and is_version(path.name)
             )
+
+    def ignored_versions(self, name: str) -> list[str]:
+        """Directories of a model with a number that no version has. Raises RepositoryError."""
+        with _readable(name):
+            found = [path.name for path in (self.root / name).iterdir() if path.is_dir()]
+        return sorted(each for each in found if each.isdigit() and not is_version(each))
 
     def signature(self, name: str, number: int) -> Signature:
         """The state of the files that one version is made of. Raises RepositoryError."""
@@ -155,14 +161,11 @@ class Repository:
             config = ModelConfig.model_validate(values)
         except ValidationError as error:
             raise RepositoryError(f"model.toml of {name}: {first_problem(error)}", cure=_CORRECT) from error
-        if number is None or not (override := self.root / name / str(number) / OVERRIDE_FILE).exists():
-            return config
-        try:
-            return config.overridden(_read_toml(override))
-        except ValidationError as error:
-            raise RepositoryError(f"artifact.toml of {name}/{number}: {first_problem(error)}", cure=_CORRECT) from error
-        except ValueError as error:
-            raise RepositoryError(f"artifact.toml of {name}/{number}: {error}", cure=_CORRECT) from error
+        return (
+            config
+            if number is None
+            else overridden(config, self.root / name / str(number), f"{OVERRIDE_FILE} of {name}/{number}")
+        )
 
 
 @contextmanager
@@ -202,14 +205,26 @@ def told(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdigit() and not name.startswith("0")
+def overridden(config: ModelConfig, directory: Path, title: str = OVERRIDE_FILE) -> ModelConfig:
+    """The settings with those of a version's artifact.toml over them, where it has one. Raises RepositoryError."""
+    path = directory / OVERRIDE_FILE
+    if not os.path.lexists(path):
+        return config
+    values = _read_toml(path)
+    try:
+        return config.overridden(values)
+    except ValidationError as error:
+        raise RepositoryError(f"{title}: {first_problem(error)}", cure=_CORRECT) from error
+    except ValueError as error:
+        raise RepositoryError(f"{title}: {error}", cure=_CORRECT) from error
 
 
 def _read_toml(path: Path) -> Mapping[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return toml_file.read(path)
+    except ArtifactError as error:
+        raise RepositoryError(f"{path.parent.name}/{error}", cure=error.cure) from error
+    except OSError as error:
         raise RepositoryError(f"{path.parent.name}/{path.name} cannot be read: {error}", cure=_CORRECT) from error
 
 

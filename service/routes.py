@@ -6,9 +6,9 @@ from collections.abc import Awaitable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import Field
 from starlette.requests import ClientDisconnect
 
+from models.artifact import VersionNumber
 from service import metrics
 from service.body import BodyReader
 from service.lifecycle import Lifecycle
@@ -16,13 +16,13 @@ from service.middleware import RequestFacts
 from service.registry import Registry
 from service.routing import Label
 from service.schemas import (
-    ErrorAnswer,
     LabelsAnswer,
     LiveAnswer,
     ModelBody,
     ModelsAnswer,
     PredictAnswer,
     ReadyAnswer,
+    errors,
 )
 from service.servable import Outcome
 from service.settings import Settings
@@ -32,11 +32,15 @@ WATCH_AFTER_SECONDS = 0.05  # most requests are over by then; to watch them all 
 
 T = TypeVar("T")
 
+_TEXT = {"type": "string"}
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 _BODIES = {
     "image/jpeg": _PICTURE,
     "image/png": _PICTURE,
     "image/webp": _PICTURE,
+    "image/bmp": _PICTURE,
+    "image/gif": _PICTURE,
+    "application/octet-stream": _PICTURE,
     "multipart/form-data": {
         "schema": {
             "type": "object",
@@ -51,13 +55,10 @@ _BODIES = {
         },
     },
 }
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer} for status in (400, 404, 408, 413, 415, 422, 429, 503, 504)
-}
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ReadyAnswer}}
 
 VersionQuery = Annotated[
-    Annotated[int, Field(ge=1)] | Label | None,
+    VersionNumber | Label | None,
     Query(union_mode="left_to_right", description="A version or its label. Default: the live one, or a canary's turn"),
 ]
 
@@ -68,7 +69,7 @@ router = APIRouter()
     "/predict/{model}",
     response_model=PredictAnswer,
     response_model_exclude_none=True,
-    responses=_ERRORS,
+    responses=errors(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
 )
 async def predict(
@@ -146,14 +147,14 @@ async def list_models(request: Request) -> ModelsAnswer:
     return ModelsAnswer(models=[ModelBody.of(model) for model in registry.models()])
 
 
-@router.get("/models/{model}", responses=_ERRORS)
+@router.get("/models/{model}", responses=errors(404, 422))
 async def show_model(request: Request, model: str) -> ModelBody:
     """One model, with its versions, their states and their parity figures."""
     registry: Registry = request.state.registry
     return ModelBody.of(registry.model(model))
 
 
-@router.get("/models/{model}/labels", responses=_ERRORS)
+@router.get("/models/{model}/labels", responses=errors(404, 422, 503))
 async def show_labels(request: Request, model: str, version: VersionQuery = None) -> LabelsAnswer:
     """The labels of a version, in class order."""
     registry: Registry = request.state.registry
@@ -161,7 +162,7 @@ async def show_labels(request: Request, model: str, version: VersionQuery = None
     return LabelsAnswer(model=servable.name, version=servable.version, labels=servable.manifest.spec.labels)
 
 
-@router.get("/models/{model}/ready", responses=_ERRORS | _NOT_READY)
+@router.get("/models/{model}/ready", responses=errors(404, 422) | _NOT_READY)
 async def model_ready(request: Request, response: Response, model: str) -> ReadyAnswer:
     """Whether the model answers."""
     registry: Registry = request.state.registry
@@ -197,7 +198,9 @@ async def ready(request: Request, response: Response) -> ReadyAnswer:
     return ReadyAnswer(ready=not reasons, reasons=reasons)
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics", response_class=Response, responses={200: {"content": {metrics.CONTENT_TYPE_LATEST: {"schema": _TEXT}}}}
+)
 def show_metrics() -> Response:
     """Every metric, in Prometheus's text format."""
     return Response(metrics.generate_latest(), headers={"Content-Type": metrics.CONTENT_TYPE_LATEST})

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from models.artifact import VersionNumber
 from models.inputs import Frozen
 from models.publish import toml
 
@@ -45,13 +46,13 @@ _NO_PART = Part()  # made once: every request asks
 class Routing(Frozen):
     """routing.toml. The admin API writes it, and a person may; without it the highest version is live."""
 
-    live: PositiveInt | None = None
+    live: VersionNumber | None = None
     """Who answers a request that names no version. Default: the highest that is ready and not on trial."""
-    previous: PositiveInt | None = None
+    previous: VersionNumber | None = None
     """Who was live before: what a rollback makes live again."""
-    labels: Mapping[Label, PositiveInt] = Field(default_factory=dict)
+    labels: Mapping[Label, VersionNumber] = Field(default_factory=dict)
     """Names for versions: `stable = 2` makes `?version=stable` version 2."""
-    versions: Mapping[PositiveInt, Part] = Field(default_factory=dict)
+    versions: Mapping[VersionNumber, Part] = Field(default_factory=dict)
 
     @field_validator("live", "previous", mode="before")
     @classmethod

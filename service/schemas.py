@@ -41,6 +41,11 @@ class ErrorAnswer(Body):
     error: ErrorBody
 
 
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, as OpenAPI shows them."""
+    return {status: {"model": ErrorAnswer} for status in statuses}
+
+
 class ClassProbability(Body):
     """One class of an answer, with its probability between 0 and 1."""
 

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
     max_upload_bytes: PositiveInt = Field(
         8 * 1024 * MIB, description="Bytes of one uploaded version, at most; then 413"
     )
+    min_free_disk_bytes: NonNegativeInt = Field(
+        256 * MIB, description="Bytes of the repository's disk that an upload leaves free; else 507"
+    )
 
     # Stopping.
     drain_delay_seconds: Delay = Field(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from models.publish import MAX_VERSION
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.repository import Repository, Version
 
@@ -16,6 +17,8 @@ def versions(repository: Repository) -> Iterator[tuple[str, int | None, Version 
         yield name, None, RepositoryError(f"{name!r} is no name for a model, and is not served", cure=cure)
     for name in repository.names():
         try:
+            for directory in repository.ignored_versions(name):
+                yield name, None, _misnumbered(name, directory)
             numbers: list[int] = repository.wanted(name)
         except ServiceError as error:
             yield name, None, error
@@ -25,6 +28,13 @@ def versions(repository: Repository) -> Iterator[tuple[str, int | None, Version 
                 yield name, number, repository.resolve(name, number)
             except ServiceError as error:
                 yield name, number, error
+
+
+def _misnumbered(name: str, directory: str) -> RepositoryError:
+    return RepositoryError(
+        f"the directory {directory!r} is no version of {name}, and is not served",
+        cure=f"a version is a number from 1 to {MAX_VERSION}, without zeros before it",
+    )
 
 
 def known(repository: Repository, names: list[str]) -> list[str]:

@@ -3,17 +3,23 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from models.publish import MAX_VERSION
 from service import metrics
+from service.errors import UploadInvalid
 from service.model import Record
-from service.publisher import STAGING
+from service.publisher import STAGING, _check_unpacked
 from service.reconciler import Reconciler
+from tests import tars
 from tests.models.published import publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
 from tests.servers import until
@@ -520,3 +526,201 @@ def test_numbers_have_golden_inputs_too(admin, repository, tmp_path):
     until(lambda: version(admin, 3, "largest") is not None and version(admin, 3, "largest")["state"] == "UNAVAILABLE")
     assert "no instances of the shape [3]" in version(admin, 3, "largest")["reason"]
     assert admin.get("/models/largest").json()["live"] == 2
+
+
+# Strangers' bytes.
+
+
+def tree(directory):
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_every_hostile_archive_is_refused_with_a_cure_and_leaves_nothing(admin, repository, tmp_path):
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    wrong = {}
+    for name, content in (tars.HOSTILE | tars.HOSTILE_SETTINGS).items():
+        started = time.monotonic()
+        answer = upload(admin, content, live=False)
+        if answer.status_code != 422 or error_of(answer)[1] != "upload_invalid" or time.monotonic() - started > 30:
+            wrong[name] = (answer.status_code, answer.text, time.monotonic() - started)
+        left = {path for path in tmp_path.rglob("*") if "cache" not in path.parts} - before - {repository / STAGING}
+        if left or Path("/tmp/outside").exists():
+            wrong[name] = (answer.status_code, "left", sorted(map(str, left)))
+    assert wrong == {}
+    assert len(tars.HOSTILE) >= 65
+    assert admin.get("/models/colour").json()["stored"] == [1]
+    assert answering(admin) == 1
+
+
+@pytest.mark.parametrize("name", ["PAX of digits", "climbing", *tars.HOSTILE_SETTINGS])
+def test_a_hostile_archive_is_refused_with_a_cure(admin, repository, name):
+    assert error_of(upload(admin, (tars.HOSTILE | tars.HOSTILE_SETTINGS)[name])) == (422, "upload_invalid")
+    assert staged(repository) == []
+
+
+def test_what_honest_tools_write_is_taken(admin, repository):
+    for number, name in enumerate(("from a file", "names with ./", "a SavedModel", "macOS"), 2):
+        files, content = tars.HARMLESS[name]
+        answer = upload(admin, content, live=False)
+        assert (name, answer.status_code) == (name, 201), answer.text
+        assert (name, tree(repository / "colour" / str(number))) == (name, files)
+
+
+def test_an_archive_that_takes_too_long_ends_alone(application, repository, monkeypatch):
+    monkeypatch.setattr("service.publisher._UNPACK_SECONDS", 0.0)
+    with application(admin_token=TOKEN) as client:
+        client.headers.update(AUTHORIZED)
+        answer = upload(client, tars.WHOLE)
+        assert error_of(answer) == (422, "upload_invalid")
+        assert "time or memory" in answer.json()["error"]["message"]
+        assert staged(repository) == []
+
+
+def test_a_child_that_leaves_something_else_is_not_believed(tmp_path):
+    (tmp_path / "version" / "deep" / "deeper").mkdir(parents=True)
+    (tmp_path / "version" / "weights").write_bytes(b"x" * 10)
+    _check_unpacked(tmp_path / "version", 10)
+    for make in (
+        lambda path: path.symlink_to("/etc/passwd"),
+        lambda path: path.hardlink_to(tmp_path / "version" / "weights"),
+        os.mkfifo,
+        lambda path: path.write_bytes(b"more than was sent"),
+    ):
+        odd = tmp_path / "version" / "deep" / "deeper" / "odd"
+        make(odd)
+        with pytest.raises(UploadInvalid, match="something else"):
+            _check_unpacked(tmp_path / "version", 10)
+        odd.unlink()
+
+
+def nested(directory, depth):
+    """Directories deeper than any path reaches."""
+    directory.mkdir()
+    descriptor = os.open(directory, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=descriptor)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = deeper
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    os.close(descriptor)
+
+
+def test_what_a_killed_server_left_is_removed_however_deep(application, repository):
+    (repository / STAGING).mkdir()
+    nested(repository / STAGING / "left", 1500)
+    (repository / STAGING / "other").mkdir()
+    with application(admin_token=TOKEN):
+        assert staged(repository) == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "settings", "expected"),
+    [
+        (99 * 2**30, {}, (413, "body_too_large")),
+        (10**30, {}, (413, "body_too_large")),
+        (2**62, {"max_upload_bytes": 2**63}, (507, "insufficient_storage")),
+        (1000, {"min_free_disk_bytes": 2**62}, (507, "insufficient_storage")),
+    ],
+)
+def test_an_upload_that_cannot_fit_is_refused_before_a_byte_is_read(
+    application, repository, declared, settings, expected
+):
+    read = []
+
+    def body():
+        read.append(1)
+        yield b"x"
+
+    with application(admin_token=TOKEN, **settings) as client:
+        client.headers.update(AUTHORIZED | {"Content-Length": str(declared)})
+        answer = upload(client, body())
+        assert error_of(answer) == expected
+        assert read == []
+        assert staged(repository) == []
+
+
+def test_an_upload_of_unknown_length_leaves_the_disk_its_room(application, repository):
+    disk = os.statvfs(repository)
+    room = disk.f_bavail * disk.f_frsize
+    with application(admin_token=TOKEN, min_free_disk_bytes=room + 2**40) as client:
+        client.headers.update(AUTHORIZED)
+        assert error_of(upload(client, iter([b"x" * 1000]))) == (507, "insufficient_storage")
+        assert staged(repository) == []
+        for kind in ("application/x-tar", "application/octet-stream"):
+            assert error_of(upload(client, b"x", kind=kind)) == (507, "insufficient_storage")
+
+
+HOSTILE_TOML = {
+    "a long key": b"a." * 10_000 + b"a = 1",
+    "a long key with blanks": b"a . " * 10_000 + b"a = 1",
+    "a long table": b"[" + b"a." * 10_000 + b"a]",
+    "arrays in arrays": b"a = " + b"[" * 100_000,
+    "tables in tables": b"a = " + b"{a=" * 50_000,
+    "an integer of 5,000 digits": b"num_classes = " + b"1" * 5000,
+    "an integer of hexadecimal digits": b"versions = [0x" + b"f" * 100_000 + b"]",
+    "a class for each atom": b"num_classes = 100000000000000000000",
+    "a class for each grain of sand": b"num_classes = 1000000000",
+    "a normalization that is a list": b"[input]\nnormalization = [1]",
+    "a normalization that is a table": b"[input]\nnormalization = {a = 1}",
+    "a date": b"architecture = 1979-05-27",
+    "no string": b"architecture = ['lenet5']",
+    "a version that no route takes": b"versions = [9007199254740992]",
+    "UTF-16": 'architecture = "lenet5"'.encode("utf-16"),
+    "NUL": b'architecture = "lenet5"\0',
+    "half of TOML": b'architecture = """lenet5',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TOML)
+def test_a_model_toml_of_any_content_is_refused_with_a_reason(admin, repository, name):
+    answer = admin.put("/admin/models/new", content=HOSTILE_TOML[name])
+    assert error_of(answer) in {(422, "invalid_input"), (400, "bad_request")}
+    assert not (repository / "new").exists()
+    assert admin.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("file", ["model.toml", "routing.toml"])
+def test_such_a_file_in_the_repository_is_one_models_problem(admin, repository, spare, file):
+    upload(admin, tar_of(spare()), live=False)
+    wrong = {}
+    for name, content in HOSTILE_TOML.items():
+        (repository / "colour" / file).write_bytes(content)
+        for method, action in (
+            ("POST", "versions/2/load"),
+            ("PUT", "labels/stable?version=2"),
+            ("PUT", "versions/2/trial?canary=1"),
+            ("POST", "rollback"),
+            ("POST", "unpin"),
+        ):
+            answer = admin.request(method, f"/admin/models/colour/{action}")
+            if answer.status_code != 200 and error_of(answer)[0] not in {404, 409, 422}:
+                wrong[name, action] = answer.text
+        assert admin.get("/models/colour").status_code == 200
+        assert answering(admin) == 1
+    assert wrong == {}
+
+
+def test_the_highest_number_of_a_version_is_the_last(admin, repository):
+    assert upload(admin, tars.WHOLE, live=False, version=MAX_VERSION).status_code == 201
+    answer = upload(admin, tars.WHOLE, live=False)
+    assert error_of(answer) == (409, "conflict")
+    assert "?version=" in answer.json()["error"]["cure"]
+    assert upload(admin, tars.WHOLE, live=False, version=7).status_code == 201
+    assert admin.get("/models/colour").json()["stored"] == [1, 7, MAX_VERSION]
+    assert admin.delete(f"/admin/models/colour/versions/{MAX_VERSION}").status_code == 200
+    assert upload(admin, tars.WHOLE, live=False).json()["version"] == 8
+    for beyond in (MAX_VERSION + 1, 10**20, "1" * 5000):
+        assert error_of(upload(admin, tars.WHOLE, live=False, version=beyond)) == (422, "invalid_input")
+        assert error_of(admin.post(f"/admin/models/colour/versions/{beyond}/load")) == (422, "invalid_input")
+        assert error_of(admin.put(f"/admin/models/colour/labels/a?version={beyond}")) == (422, "invalid_input")
+        answer = admin.post(f"/predict/colour?version={beyond}", content=picture(), headers=JPEG)
+        assert error_of(answer) == (422, "invalid_input")
+
+
+def test_a_directory_beyond_the_highest_number_is_no_version(admin, repository):
+    (repository / "colour" / str(MAX_VERSION + 1)).mkdir()
+    (repository / "colour" / ("9" * 200)).mkdir()
+    assert upload(admin, tars.WHOLE, live=False).json()["version"] == 2
+    assert admin.get("/models/colour").json()["stored"] == [1, 2]

@@ -1,0 +1,89 @@
+"""A TOML file of anybody's -> its values, in a bounded time.
+
+tomllib takes time with the square of a key's parts, and calls itself for each bracket: 20 KB of a key take seconds, and
+1,000 brackets a RecursionError. What no settings have is refused before it is parsed.
+"""
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.errors import ArtifactError
+
+MOST_BYTES = 2**20
+MOST_CHARACTERS = 2**18  # outside of strings: 21,841 labels have a third of that
+MOST_IN_A_WORD = 128  # of a key or a number
+MOST_PARTS = 8  # of a dotted key
+MOST_DEPTH = 16  # of brackets
+
+# Strings and comments. Each ends where tomllib ends it, and one that has no end at the end of the line or of the text:
+# so every character is looked at once.
+_TEXT = re.compile(
+    r'"""(?:[^"\\]++|\\.?|"{1,2}(?!"))*+(?:"{3,5}|\Z)'
+    r"|'''(?:[^']++|'{1,2}(?!'))*+(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]++|\\[^\n]?)*+(?:"|\n|\Z)'
+    r"|'[^'\n]*+(?:'|\n|\Z)"
+    r"|\#[^\n]*+",
+    re.DOTALL,
+)
+_WORD = re.compile(rf"[\w.+:-]{{{MOST_IN_A_WORD + 1}}}")
+_PARTS = re.compile(rf"(?:[\w-]*\.){{{MOST_PARTS}}}")
+_BRACKET = re.compile(r"[\[\]{}]")
+
+_SHORTER = "a settings file is short: labels may go into labels.txt, and everything else has some lines"
+
+
+def parse(content: bytes, name: str) -> dict[str, Any]:
+    """The values of a TOML file that is called so. Raises ArtifactError."""
+    if len(content) > MOST_BYTES:
+        raise ArtifactError(f"{name} has more than {MOST_BYTES} bytes", _SHORTER)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{name} is not UTF-8", "save it as UTF-8") from error
+    _check(text, name)
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # of a number beyond Python's bounds too
+        raise ArtifactError(
+            f"{name} cannot be read: {str(error)[:200]}", "correct it; the README lists what it may say"
+        ) from error
+
+
+def _check(text: str, name: str) -> None:
+    bare = re.sub(r"[ \t]++", "", _TEXT.sub("_", text))
+    if len(bare) > MOST_CHARACTERS:
+        raise ArtifactError(f"{name} has more than {MOST_CHARACTERS} characters outside of strings", _SHORTER)
+    if found := _WORD.search(bare):
+        raise ArtifactError(f"{name} holds a key or a number of more than {MOST_IN_A_WORD} characters", _SHORTER)
+    if found := _PARTS.search(bare):
+        raise ArtifactError(f"{name} holds a key of more than {MOST_PARTS} parts: {found[0][:64]}", _SHORTER)
+    depth = 0
+    for bracket in _BRACKET.findall(bare):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MOST_DEPTH:
+            raise ArtifactError(f"{name} nests brackets more than {MOST_DEPTH} deep", _SHORTER)
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """The values of the file; none where there is none. Raises ArtifactError, OSError."""
+    return parse(read_bytes(path, MOST_BYTES), path.name) if os.path.lexists(path) else {}
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a file that has at most so many bytes. Raises ArtifactError, OSError.
+
+    A link is followed, as Kubernetes makes them; but no pipe or device is waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ArtifactError(f"{path.name} is not a regular file", "replace it by the file itself")
+        if found.st_size > most:
+            raise ArtifactError(f"{path.name} has {found.st_size} bytes, and {most} are allowed", _SHORTER)
+        return file.read(found.st_size)
