@@ -123,7 +123,7 @@ def find_calibration(model: Path, item: Input | None) -> tuple[Path, ...]:
         found = [numbers] if os.path.lexists(numbers) else []
     else:
         root = directory if directory.is_dir() else SAMPLES
-        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        found = [path for path in formats.below(root) if path.suffix.lower() in PICTURE_SUFFIXES]
     if irregular := [path.name for path in found if not is_regular(path)]:
         raise ArtifactError(f"calibration/{irregular[0]} is not a regular file", "replace it by the file itself")
     if len(found) > MOST_IMAGES:
