@@ -24,8 +24,9 @@ _OF_ALL_VERSIONS = {"versions", "min_agreement", "tune", "unload_first"}
 
 Precision = Literal["fp32", "fp16", "int8"]
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
-MAX_CLASSES = 2**20  # ImageNet-21k has 21,841; each has its label in memory, and its number in every answer
-Classes = Annotated[int, Field(gt=0, le=MAX_CLASSES)]
+MAX_CLASSES = 2**20
+Classes = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+"""How many a network may tell apart: each has a label, and the largest public lists have 21,841."""
 
 
 class Batching(Frozen):

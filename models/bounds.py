@@ -9,6 +9,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Iterator
+from operator import index
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +23,7 @@ _EXPANSION = 100  # times its own size: zeros aside, weights are hardly compress
 _FREE_BYTES = 2**20  # what a file may claim beyond that: a small one of zeros is no bomb
 _MAX_OBJECTS = 200_000
 _MAX_DEPTH = 64
+_MAX_DIMENSIONS = 64  # NumPy's most
 
 _UNPACKS = "save the model again with its own library, without compression"
 
@@ -70,10 +72,13 @@ def check_safetensors(path: Path) -> None:
         if name == "__metadata__":
             continue
         try:
-            start, end = tensor["data_offsets"]
-            claimed = math.prod(tensor["shape"])
+            start, end = map(index, tensor["data_offsets"])
+            sizes = [index(size) for size in tensor["shape"][: _MAX_DIMENSIONS + 1]]
         except (TypeError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path.name} cannot be read: {name!r} is not described", BROKEN_FILE) from error
+        if len(sizes) > _MAX_DIMENSIONS or min(sizes, default=0) < 0:
+            raise ArtifactError(f"{path.name} cannot be read: {name!r} has the shape {sizes}", BROKEN_FILE)
+        claimed = math.prod(sizes)
         if not 0 <= start <= end <= held or claimed > 2 * (end - start):  # half a byte is the smallest number
             raise ArtifactError(f"{path.name} does not hold all of {name!r} that it claims", BROKEN_FILE)
 

@@ -19,8 +19,8 @@ import onnxruntime
 from pydantic import NonNegativeInt, PositiveInt
 
 from models.artifact import Spec
-from models.errors import ArtifactError
-from models.events import Events, first_line
+from models.errors import ArtifactError, first_line
+from models.events import Events
 from models.inputs import Frozen, ImageInput
 from models.machine import resident_bytes
 from models.manifest import read_published

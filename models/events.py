@@ -9,11 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from pydantic import ValidationError
+from models.errors import ArtifactError, first_line
 
-from models.errors import ArtifactError
-
-_MOST_CHARACTERS = 300  # of somebody else's message
 _MOST_OF_REASON = 2000  # it may quote names of a file
 
 
@@ -92,11 +89,3 @@ def _told(error: BaseException, framework: Callable[[], str], memory_setting: st
 def _plain(reason: str) -> str:
     """The reason in a length for people, without halves of characters: JSON's readers refuse those."""
     return reason[:_MOST_OF_REASON].encode("utf-8", "replace").decode()
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says of its failure, in one line that is not long."""
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"[:_MOST_CHARACTERS]
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:_MOST_CHARACTERS]

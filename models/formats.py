@@ -59,6 +59,7 @@ FORMATS = {
 
 SAVED_MODEL_FILE = "saved_model.pb"
 INDEX_SUFFIX = ".index"
+MOST_ENTRIES, _MOST_DEPTH = 10_000, 32
 BROKEN_FILE = "copy the file again, or save it again"
 
 _SHARD = re.compile(r"(.*)\.data-\d{5}-of-\d{5}", re.DOTALL)
@@ -185,11 +186,33 @@ _SIGNS: Mapping[str, Callable[[BinaryIO, bytes], bool]] = {
 def parts(path: Path) -> list[Path]:
     """The files that an artifact consists of: one, those of a SavedModel's directory, or a checkpoint's. Sorted."""
     if path.is_dir():
-        return sorted(each for each in path.rglob("*") if not stat.S_ISDIR(each.lstat().st_mode))
+        return [each for each in below(path) if not stat.S_ISDIR(each.lstat().st_mode)]
     if path.name.endswith(INDEX_SUFFIX):
         stem = path.name.removesuffix(INDEX_SUFFIX)
         return [path, *sorted(each for each in path.parent.iterdir() if is_shard(each.name, stem))]
     return [path]
+
+
+def below(directory: Path) -> list[Path]:
+    """Everything that is in a directory and those inside of it, sorted; links are not followed. Empty where it is none.
+
+    Raises ArtifactError where that is more, or deeper, than any version has; OSError.
+    """
+    found: list[Path] = []
+    rooms = [(directory, 1)] if directory.is_dir() else []
+    while rooms:
+        room, depth = rooms.pop()
+        with os.scandir(room) as entries:
+            for entry in entries:
+                found.append(room / entry.name)
+                if len(found) > MOST_ENTRIES or depth > _MOST_DEPTH:
+                    raise ArtifactError(
+                        f"{directory.name} holds more than {MOST_ENTRIES} files, or directories {_MOST_DEPTH} deep",
+                        "keep there what the version is made of, and nothing else",
+                    )
+                if entry.is_dir(follow_symlinks=False):
+                    rooms.append((found[-1], depth + 1))
+    return sorted(found)
 
 
 def is_shard(name: str, stem: str) -> bool:

@@ -14,7 +14,7 @@ from models.errors import ArtifactError
 from models.formats import Format, is_regular
 from models.inputs import PICTURE_SUFFIXES, Input, NumbersInput
 
-MAX_LABELS_BYTES = 8 * 2**20  # half of what a manifest may have
+MOST_LABEL_BYTES = 8 * 2**20
 MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
 
 # With these, and the architecture's own file, a fingerprint changes.
@@ -123,7 +123,7 @@ def find_calibration(model: Path, item: Input | None) -> tuple[Path, ...]:
         found = [numbers] if os.path.lexists(numbers) else []
     else:
         root = directory if directory.is_dir() else SAMPLES
-        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        found = [path for path in formats.below(root) if path.suffix.lower() in PICTURE_SUFFIXES]
     if irregular := [path.name for path in found if not is_regular(path)]:
         raise ArtifactError(f"calibration/{irregular[0]} is not a regular file", "replace it by the file itself")
     if len(found) > MOST_IMAGES:
@@ -196,7 +196,7 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
     if not path.is_file():
         return ()
     try:
-        return tuple(toml_file.read_bytes(path, MAX_LABELS_BYTES).decode("utf-8-sig").splitlines())
+        return tuple(toml_file.read_bytes(path, MOST_LABEL_BYTES).decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
 

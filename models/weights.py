@@ -7,7 +7,7 @@ from typing import Any
 
 from models import bounds, checkpoint, formats, keras_weights, recognition
 from models.architecture import Framework
-from models.errors import ArtifactError
+from models.errors import ArtifactError, told
 from models.formats import BROKEN_FILE, Format
 from models.keras_weights import differences
 from models.zoo import keras_applications
@@ -29,7 +29,8 @@ def load(network: Any, framework: Framework, path: Path, architecture: str = "")
     found = formats.tell(path)
     if found.framework != framework:
         raise ArtifactError(f"{path.name} is {found.title}, and the network is built in {framework}", _WRONG_NETWORK)
-    (_load_torch if framework == "torch" else _load_keras)(network, path, found, architecture)
+    with told(f"{path.name} cannot be read as {found.title}", BROKEN_FILE):
+        (_load_torch if framework == "torch" else _load_keras)(network, path, found, architecture)
 
 
 def _load_torch(network: Any, path: Path, found: Format, architecture: str) -> None:

@@ -5,8 +5,7 @@ How pictures were scaled stands in no file, unless the network scales them itsel
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 
 from models import bounds, formats, keras_config, keras_weights
 from models.artifact import Artifact, Draft, Spec
-from models.errors import ArtifactError
+from models.errors import ArtifactError, told
 from models.formats import BROKEN_FILE, Format
 from models.inputs import NORMALIZATIONS, ImageInput, Input, NumbersInput
 from models.outputs import Output
@@ -65,25 +64,13 @@ def open_whole(artifact: Artifact, *, allow_code: bool) -> tuple[Any, Spec]:
         raise ArtifactError(f"{where}: {problem['msg']}".removeprefix(": "), "correct [input] in model.toml") from error
 
 
-@contextmanager
-def _told(message: str, cure: str) -> Iterator[None]:
-    """What a library says of a file or a network becomes an ArtifactError, unless it is one or a library is missing."""
-    try:
-        yield
-    except (ArtifactError, ModuleNotFoundError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).rpartition("Exception encountered: ")[2].split())[:200]
-        raise ArtifactError(f"{message}: {reason}", cure) from error
-
-
 def _program(path: Path, found: Format) -> Whole:
     """A network that is run as it was saved."""
     from models import onnx_file  # noqa: PLC0415 - onnx is not everywhere
     from models.programs import OnnxProgram, SavedModelProgram, TorchProgram  # noqa: PLC0415
 
     last = None
-    with _told(f"{path.name} cannot be opened as {found.title}", BROKEN_FILE):
+    with told(f"{path.name} cannot be opened as {found.title}", BROKEN_FILE):
         if found is formats.ONNX:
             model = onnx_file.read(path)
             network: Any = OnnxProgram(model)
@@ -99,7 +86,7 @@ def _program(path: Path, found: Format) -> Whole:
 
 def _keras(path: Path, found: Format) -> Whole:
     """A network of Keras' own layers, rebuilt from what the file says of it, and filled."""
-    with keras_weights.hdf5_of(path, found) as file:
+    with told(f"{path.name} cannot be read as {found.title}", BROKEN_FILE), keras_weights.hdf5_of(path, found) as file:
         content = _config_in_zip(path) if found is formats.KERAS else file.attrs.get("model_config")
         if content is None:
             raise ArtifactError(
@@ -140,7 +127,7 @@ def _rebuilt(config: Mapping[str, Any], file: Any, name: str) -> Any:
     import keras  # noqa: PLC0415
 
     def build() -> Any:
-        with _told(f"{name} describes a network that Keras cannot build", _ANOTHER_WAY):
+        with told(f"{name} describes a network that Keras cannot build", _ANOTHER_WAY):
             # The configuration is a copy, for Keras takes it apart.
             network = keras.saving.deserialize_keras_object(deepcopy(config), safe_mode=True)
             if not network.built or not network.inputs:
@@ -205,7 +192,7 @@ def _complete(draft: Draft, whole: Whole, name: str) -> Spec:
     probe = Draft(
         architecture=draft.architecture, framework=draft.framework, num_classes=None, input={}, output=None, labels=()
     ).complete(2, item, "logits", **layout)
-    with _told(f"{name} does not run on an input of {_shown(item.shape)}", "correct [input] in model.toml"):
+    with told(f"{name} does not run on an input of {_shown(item.shape)}", "correct [input] in model.toml"):
         answers = export.forward(whole.network, draft.framework, export.network_input(probe, sample_items(item)))
     if answers.ndim != 2:  # noqa: PLR2004
         raise ArtifactError(

@@ -77,16 +77,7 @@ CHECK = Work(
     cure="convert the weights again (menagerie convert), and publish the result",
     elsewhere="serve a smaller network, or smaller batches ([batching] in model.toml)",
 )
-UNPACKING = Work(
-    module="models.unpack",
-    title="unpacking",
-    process="unpacking process",
-    timeout_setting="",  # its limits are no settings: publisher.py tells of them in its own words
-    memory_setting="",
-    error=ConversionError,
-    cure="make the archive again",
-    elsewhere="send the files one by one",
-)
+UNPACKING = replace(CONVERSION, module="models.unpack", title="unpacking", process="unpacking process")
 
 
 @dataclass(frozen=True)

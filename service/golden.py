@@ -15,6 +15,7 @@ from service.servable import Item, Servable
 GOLDEN_DIRECTORY = "golden"
 MAX_INPUTS = 64
 MAX_INPUT_BYTES = 32 * 2**20
+MAX_BYTES = 128 * 2**20  # of all of them, which are in memory at once
 TIMEOUT_SECONDS = 120.0
 
 Answers = Mapping[tuple[str, str], str]
@@ -64,6 +65,8 @@ def _pictures(directory: Path) -> dict[str, Item]:
             raise RepositoryError(f"golden input {path.name} is no file, or too large", cure="replace it by a picture")
     if not 0 < len(paths) <= MAX_INPUTS:
         raise RepositoryError(f"there are {len(paths)} golden inputs", cure=f"put 1 to {MAX_INPUTS} pictures there")
+    if sum(path.stat().st_size for path in paths) > MAX_BYTES:
+        raise RepositoryError(f"the golden inputs have more than {MAX_BYTES} bytes", cure="put smaller pictures there")
     return {path.name: path.read_bytes() for path in paths}
 
 

@@ -86,8 +86,13 @@ class Loader:
             cores=usable_cores(),
             max_batch_size=version.config.batching.max_batch_size,
         )
+
+        def on_step(step: str) -> None:
+            tell(f"checking: {step}")
+            log.info("checking", model=f"{version.model} version {version.number}", step=step)
+
         batches = sorted({*CHECKED_BATCHES, planned.buckets[-1]})
-        return await self._checker.check(version.model, directory, batches, lambda step: tell(f"checking: {step}"))
+        return await self._checker.check(version.model, directory, batches, on_step)
 
     async def _converted(self, version: Version, artifact: Artifact, tell: Tell) -> Path:
         """The directory of the version's ONNX file, converted now if need be. Raises ConversionError."""

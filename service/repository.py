@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from models import catalog, manifest, toml_file
 from models.artifact import CALIBRATION_DIRECTORY, CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ModelConfig
 from models.errors import ArtifactError
+from models.formats import MOST_ENTRIES, below
 from models.manifest import MANIFEST_FILE, Manifest
 from models.publish import is_version
 from models.resolution import resolve
@@ -123,8 +125,8 @@ class Repository:
         model = self.root / name
         with _readable(name):
             settings = [path for path in model.glob("*.toml") if path.name != ROUTING_FILE]
-            paths = [*settings, *model.glob("*.txt"), *(model / str(number)).rglob("*")]
-            paths += (model / CALIBRATION_DIRECTORY).rglob("*")
+            paths = [*settings, *model.glob("*.txt"), *_files(model / str(number))]
+            paths += _files(model / CALIBRATION_DIRECTORY)
             stats = [(str(path.relative_to(model)), path.lstat()) for path in sorted(paths)]
         return Signature(tuple((path, stat.st_size, stat.st_ctime_ns) for path, stat in stats))
 
@@ -166,6 +168,14 @@ class Repository:
             if number is None
             else overridden(config, self.root / name / str(number), f"{OVERRIDE_FILE} of {name}/{number}")
         )
+
+
+def _files(directory: Path) -> list[Path]:
+    """What a directory is made of; of one that no version would have, what lies at its top. Raises OSError."""
+    try:
+        return below(directory)
+    except ArtifactError:
+        return [*islice(directory.iterdir(), MOST_ENTRIES)]
 
 
 @contextmanager

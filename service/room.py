@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import fcntl
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+from models.publish import remove
 
 _LOCK_SECONDS = 0.1
 
@@ -19,18 +20,12 @@ async def room(staging: Path, key: str) -> AsyncIterator[Path]:
         while not _locked(lock.fileno()):  # noqa: ASYNC110 - who holds it tells nobody when it lets go
             await asyncio.sleep(_LOCK_SECONDS)
         for left in staging.glob(f"{key}.*/"):  # noqa: ASYNC240 - by a server that was killed
-            await asyncio.to_thread(_remove, left)
+            await asyncio.to_thread(remove, left)
         directory = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=staging))
         try:
             yield directory
         finally:
-            await asyncio.to_thread(_remove, directory)
-
-
-def _remove(directory: Path) -> None:
-    """As far as it can be: a child may have made what Python cannot remove, such as a thousand nested directories."""
-    with contextlib.suppress(RecursionError):
-        shutil.rmtree(directory, ignore_errors=True)
+            await asyncio.to_thread(remove, directory)
 
 
 def _locked(descriptor: int) -> bool:

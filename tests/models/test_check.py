@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from models.check import Job, check
-from models.events import first_line
+from models.errors import first_line
 from tests.models.published import SPEC, edited, graph, publish, publish_numbers
 
 

@@ -1,6 +1,7 @@
 """A published version is tried in a child first: what it would do to the server, it does there."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,3 +96,11 @@ async def test_pictures_are_tried_as_pictures(check, tmp_path):
     spec = SPEC.model_copy(update={"input": ImageInput(height=16, width=8), "architecture": "lenet5"})
     passed = await check(publish(tmp_path / "model", spec, softmax_onnx(spec)), batches=(1, 3, 32))
     assert passed.manifest.spec.input.shape == (16, 8, 3)
+
+
+async def test_it_needs_no_onnx_and_no_framework(check, tmp_path, monkeypatch):
+    (tmp_path / "lean").mkdir()
+    for name in ("onnx", "torch", "tensorflow", "keras"):
+        (tmp_path / "lean" / f"{name}.py").write_text(f"raise ModuleNotFoundError('no', name='{name}')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'lean'}:{Path(__file__).parents[2]}")
+    assert await check(publish_numbers(tmp_path / "model"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.checker import Checker
 from service.conversion import Converter
 from service.decode_pool import DecodePool
 from service.engine import Engine
@@ -22,7 +23,7 @@ from service.registry import Registry
 from service.repository import Repository
 from service.settings import Settings
 from service.shadow import Mirror
-from tests.models.published import SPEC, endless, publish, publish_numbers, publish_softmax
+from tests.models.published import SPEC, edited, endless, publish, publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
 from tests.servers import until
 from tests.service.test_child import converting
@@ -528,3 +529,18 @@ async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, ro
         assert {str(record.state) for record in endless.values()} == {"LOADING"}
         assert len(converting()) == 1  # the model's other version waits for this one
     assert not converting()
+
+
+async def test_files_that_change_between_check_and_opening_are_not_served(reconciler, registry, root, monkeypatch):
+    publish_numbers(root / "model")
+    really = Checker.check
+
+    async def check(self, model, directory, *arguments):
+        passed = await really(self, model, directory, *arguments)
+        edited(directory, labels=["one", "two", "three"])
+        return passed
+
+    monkeypatch.setattr(Checker, "check", check)
+    await reconciler.refresh()
+    assert states(registry) == {1: "UNAVAILABLE"}
+    assert "changed while it was loaded" in registry.model("model").why_unready

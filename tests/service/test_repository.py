@@ -1,11 +1,15 @@
 """The model repository: what is found, what is refused, and that a refusal names its cure."""
 
 import json
+import os
 
 import pytest
 
 from models.artifact import Artifact
+from models.inputs import ImageInput, NumbersInput
+from models.publish import remove
 from models.resolution import MOST_IMAGES
+from service import golden
 from service.errors import RepositoryError
 from service.repository import Repository, read_published
 from service.settings import DEFAULT_REPOSITORY
@@ -329,3 +333,50 @@ def test_new_calibration_images_are_a_change_of_the_version(tmp_path):
     (tmp_path / "lenet" / "calibration" / "cat").mkdir()
     (tmp_path / "lenet" / "calibration" / "cat" / "b.png").write_bytes(b"b")
     assert Repository(tmp_path).signature("lenet", 1) != before
+
+
+def nested(directory, depth):
+    """So many directories, one in the other, however long their path becomes."""
+    directory.mkdir(parents=True)
+    room = os.open(directory, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=room)
+        inner = os.open("d", os.O_RDONLY, dir_fd=room)
+        os.close(room)
+        room = inner
+    os.close(room)
+
+
+def test_directories_without_end_and_files_without_number_cost_a_version_nothing_but_itself(tmp_path, monkeypatch):
+    calibrated(tmp_path, "fp32")
+    nested(tmp_path / "lenet" / "2" / "weights", 2500)
+    (tmp_path / "lenet" / "2" / "weights" / "saved_model.pb").write_bytes(b"")
+    monkeypatch.setattr("models.formats.MOST_ENTRIES", 20)
+    calibrated(tmp_path, "fp32", **{f"image{index}": b"" for index in range(30)})
+    repository = Repository(tmp_path)
+    assert list(repository.inventory("lenet").wanted) == [2]
+    assert repository.resolve("lenet", 1)
+    with pytest.raises(RepositoryError, match="deep") as caught:
+        repository.resolve("lenet", 2)
+    assert caught.value.cure
+    remove(tmp_path / "lenet")  # pytest could not
+
+
+def test_labels_and_golden_inputs_have_a_bound(iris, monkeypatch):
+    (iris / "iris" / "labels.txt").write_bytes(b"\n" * (8 * 2**20 + 1))
+    with pytest.raises(RepositoryError, match="labels"):
+        Repository(iris).resolve("iris", 1)
+    monkeypatch.setattr("service.golden.MAX_BYTES", 100)
+    (iris / "iris" / "golden").mkdir()
+    for name in ("a.png", "b.png"):
+        (iris / "iris" / "golden" / name).write_bytes(bytes(60))
+    with pytest.raises(RepositoryError, match="more than 100 bytes"):
+        golden.read(iris / "iris", ImageInput(height=8, width=8))
+    for content in (
+        b"[" * 10**5,
+        b'{"instances": [[0, 0, 0, 1%s]]}' % (b"0" * 400),
+        b'{"instances": [[9' + b"9" * 5000,
+    ):
+        (iris / "iris" / "golden" / "inputs.json").write_bytes(content)
+        with pytest.raises(RepositoryError, match="no instances"):
+            golden.read(iris / "iris", NumbersInput(shape=(4,)))
