@@ -221,7 +221,7 @@ def test_the_names_in_an_archive_are_those_that_zipfile_reads(tmp_path, change):
         path.write_bytes(b"#!/bin/sh\n" * 1000 + path.read_bytes())
     assert zip_directory.names(path) == zipfile.ZipFile(path).namelist()
     whole = path.read_bytes()
-    for length in (0, 10, 21, len(whole) // 3):
+    for length in (0, 10, 21, 60):
         path.write_bytes(whole[:length])
         with pytest.raises(zip_directory.Damaged):
             zip_directory.names(path)

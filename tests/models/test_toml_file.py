@@ -52,9 +52,9 @@ def test_what_no_settings_have_is_refused(name):
 SLOWEST = {
     "numbers": b"a=[" + b"1," * (SIZE // 2 - 5) + b"]",
     "empty tables": b"a=[" + b"{}," * (SIZE // 3 - 3) + b"]",
-    "tables": b"".join(b"[a.b.c.d.e.f.k%d]\n" % number for number in range(SIZE // 20)),
+    "tables": b"".join(b"[a.b.c.d.e.f.k%d]\n" % number for number in range(SIZE // 24)),
     "arrays of tables": b"[[a]]\n[[a.b]]\n[[a.b.c]]\n" * (SIZE // 26),
-    "keys": b"[a.b.c]\n" + b"".join(b"a.b.c.d.k%d=1\n" % number for number in range(SIZE // 20)),
+    "keys": b"[a.b.c]\n" + b"".join(b"a.b.c.d.k%d=1\n" % number for number in range(SIZE // 24)),
     "escapes": b'a = """' + b"\\n" * 500_000 + b'"""',
     "quotes in a text": b'a = """' + b'""\\"' * 250_000 + b'"""',
     "a text without an end": b'a = """' + b'""\\"' * 250_000,

@@ -295,7 +295,7 @@ HOSTILE_FORMS = {
     "parts without end": (PART + b"\r\n\r\n") * 100_000,
     "fields without end": b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n' * 100_000,
     "parts without a header": b"--x\r\n\r\n" * 1_000_000,
-    "nearly a boundary": PART + b"\r\n" + b"\r\n--" * 2_000_000,
+    "nearly a boundary": PART + b"\r\n" + b"\r\n--" * 2_000_000 + b"\r\n--x--\r\n",
 }
 
 
