@@ -42,6 +42,7 @@ _CHUNK_BYTES = 2**20
 _UNPACK_SECONDS = 60.0  # and what _UNPACK_BYTES_PER_SECOND asks for: a slow disk's
 _UNPACK_BYTES_PER_SECOND = 20e6
 _UNPACK_MEMORY_BYTES = 2**30
+_UNPACKERS = 2  # at once; other uploads wait for their turn
 
 log = structlog.get_logger()
 
@@ -62,6 +63,7 @@ class Publisher:
         self._max_bytes = max_bytes
         self._idle_seconds = idle_seconds
         self._min_free_bytes = min_free_bytes
+        self._unpacking = asyncio.Semaphore(_UNPACKERS)
         self._warned = False
 
     def tidy(self) -> None:
@@ -193,7 +195,8 @@ class Publisher:
         limits = Limits(_UNPACK_SECONDS + size / _UNPACK_BYTES_PER_SECOND, _UNPACK_MEMORY_BYTES, file_bytes=size)
         child = Child(UNPACKING, archive.parent, limits, lambda _: None, self._warn)
         try:
-            await child.run(json.dumps({"archive": str(archive), "directory": str(target)}))
+            async with self._unpacking:
+                await child.run(json.dumps({"archive": str(archive), "directory": str(target)}))
         except ConversionError as error:
             step, _, reason = error.message.partition(": ")
             if step == "unpack":
