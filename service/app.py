@@ -18,11 +18,9 @@ from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, Servic
 from service.head import HeadMiddleware
 from service.lifecycle import Lifecycle
 from service.loader import Loader
-from service.machine import usable_cores
 from service.memory import tune_malloc
 from service.middleware import RequestFacts, RequestMiddleware, error_response
 from service.operations import Operations
-from service.preprocess import Shortcuts
 from service.publisher import Publisher
 from service.reconciler import Reconciler
 from service.registry import Registry
@@ -51,12 +49,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         tune_malloc()
-        decoders = DecodePool(
-            settings.decode_threads or usable_cores(),
-            settings.max_decode_images,
-            settings.max_image_pixels,
-            Shortcuts.of(settings),
-        )
+        decoders = DecodePool.of(settings)
         decoders.start()
         mirror = Mirror(settings.request_timeout_seconds)
         registry = Registry(mirror)
@@ -81,7 +74,7 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
         finally:
             await mirror.close()
             await reconciler.close()
-            decoders.close()
+            await decoders.close()
 
     app = _App(
         title="Menagerie",

@@ -251,10 +251,12 @@ class Unconfined:
 
 def environment(server: Mapping[str, str], directory: Path) -> dict[str, str]:
     """The child's: what it needs of the server's, and its own directory for temporary files and for Keras' settings."""
-    inherited = {
-        name: value for name, value in server.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
-    }
-    return inherited | CHILD_ENVIRONMENT | {"TMPDIR": str(directory), "KERAS_HOME": str(directory)}
+    return inherited(server) | CHILD_ENVIRONMENT | {"TMPDIR": str(directory), "KERAS_HOME": str(directory)}
+
+
+def inherited(server: Mapping[str, str]) -> dict[str, str]:
+    """What any child may see of the server's environment."""
+    return {name: value for name, value in server.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)}
 
 
 def _kill_group(process: asyncio.subprocess.Process) -> None:

@@ -1,21 +1,47 @@
-"""Threads that decode images, and a bound on what waits for them."""
+"""A queue of images before the decoders, bounded in images and in what large pictures claim.
 
-import threading
+Everything that is worth keeping is here: if a decoder dies, takes too long or needs too much memory, the image in its
+hands alone is refused.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from functools import partial
+from typing import Self
 
 import numpy as np
 import structlog
 
 from models.inputs import ImageInput
-from service.errors import QueueFull, ServiceError, ShuttingDown
-from service.preprocess import EXACT, Shortcuts, decode
+from service.decoders import FORK_SERVER, GARBLED, MEMORY, TIMEOUT, Decoders, Lost, Result
+from service.decoding import Task, Verdict
+from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, ShuttingDown
+from service.fork_server import Forks, ForkServer
+from service.imageformat import image_format
+from service.logs import REQUEST_ID
+from service.machine import usable_cores
+from service.quarantine import Quarantine
+from service.settings import Settings
+from service.shortcuts import EXACT, Shortcuts
 
 log = structlog.get_logger()
 
+# For how long the same bytes are refused: a minute where the machine may have been at fault, being slow or full.
+_REFUSED_SECONDS = 600.0
+_DOUBTFUL_SECONDS = 60.0
+_DOUBTFUL = {TIMEOUT, MEMORY, "SIGKILL"}  # the kernel kills where memory runs out
+
+# What may be the doing of the image before, or of nobody: the image is given to another decoder, once.
+_BLAMELESS = {GARBLED, FORK_SERVER}
+
+LARGE_PIXELS = 2**22  # what claims more waits in a queue of its own, and leaves one decoder to all the others
+
 Decoded = Callable[[np.ndarray | ServiceError | None], None]
-"""Takes the pixels, or why there are none; None where nobody wants them any more. Called once."""
+"""Takes the pixels, or why there are none; None where nobody wants them any more. Called once, on the event loop."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,77 +51,194 @@ class Job:
     data: bytes | memoryview
     spec: ImageInput
     then: Decoded
-    """Called on the thread that decoded the image."""
-    claim: threading.Lock = field(default_factory=threading.Lock)
-    """Taken once: by the thread that decodes the image, or by whoever drops it before that."""
+    request_id: str = field(default_factory=REQUEST_ID.get)
+    arrival: int = 0
+    pixels: int = 0
+    """How many it claims, once that is known to be many."""
+    began: float = 0.0
+    """When a decoder got it; 0 while it waits."""
+    is_again: bool = False
+    """A decoder was lost with it, and it is given to another."""
+    is_wanted: bool = True
+    is_over: bool = False
 
 
 class DecodePool:
-    """Every method is called on one event loop, but for what the threads do themselves."""
+    """Every method is called on one event loop."""
 
-    def __init__(self, threads: int, max_images: int, max_pixels: int, shortcuts: Shortcuts = EXACT) -> None:
-        self.threads = threads
-        self.max_images = max_images
-        self.max_pixels = max_pixels
-        self.shortcuts = shortcuts
+    def __init__(
+        self,
+        forks: Forks,
+        *,
+        decoders: int,
+        max_images: int,
+        max_pixels: int,
+        max_large_pixels: int,
+        timeout_seconds: float,
+        shortcuts: Shortcuts = EXACT,
+    ) -> None:
+        self._decoders = Decoders(forks, decoders, timeout_seconds, self._dispatch)
+        self._max_images = max_images
+        self._max_pixels = max_pixels
+        self._max_large_pixels = max_large_pixels
+        self._timeout_seconds = timeout_seconds
+        self._shortcuts = shortcuts
+        self._quarantine = Quarantine()
+        self._is_open = False
+        self._arrivals = 0
         self._held = 0
-        self._counting = threading.Lock()  # guards it
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        """Images that wait or are being decoded."""
+        self._large_pixels = 0
+        """What the large ones of them claim."""
+        self._large_running = 0
+        self._waiting: deque[Job] = deque()
+        self._waiting_large: deque[Job] = deque()
+        self._nothing_held = asyncio.Event()
+        self._nothing_held.set()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The pool of processes that the settings ask for."""
+        return cls(
+            ForkServer(settings.decoder_memory_bytes, settings.max_queue_bytes),
+            # One more than cores, for what large pictures must leave to the others.
+            decoders=settings.decoders or usable_cores() + 1,
+            max_images=settings.max_decode_images,
+            max_pixels=settings.max_image_pixels,
+            max_large_pixels=settings.max_decode_pixels,
+            timeout_seconds=settings.decode_timeout_seconds,
+            shortcuts=Shortcuts.of(settings),
+        )
 
     def start(self) -> None:
-        """Starts to take images."""
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"decode-{number}", daemon=True) for number in range(self.threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        """Starts to take images, which wait for the first decoder."""
+        self._loop = asyncio.get_running_loop()
+        self._is_open = True
+        self._decoders.start()
 
-    def close(self) -> None:
-        """Takes no more images, and waits for those taken."""
-        threads, self._threads = self._threads, []
-        for _ in threads:
-            self._jobs.put(None)
-        for thread in threads:
-            thread.join()
+    async def close(self) -> None:
+        """Takes no more images, waits for those taken, and ends the decoders."""
+        if self._is_open:
+            self._is_open = False
+            await self._nothing_held.wait()
+            await self._decoders.close()
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """Has the images decoded, all or none, in their order.
+        """Has the images decoded, all or none, in the order in which they arrive.
 
         Raises QueueFull where more than `max_images` would be waiting or running, or ShuttingDown.
         """
-        if not self._threads:
+        if not self._is_open:
             raise ShuttingDown("images are no longer decoded")
-        with self._counting:
-            if self._held + len(jobs) > self.max_images:
-                raise QueueFull(f"{self._held} images are waiting to be decoded")
-            self._held += len(jobs)
+        if self._held + len(jobs) > self._max_images:
+            raise QueueFull(f"{self._held} images are waiting to be decoded")
         for job in jobs:
-            self._jobs.put(job)
+            self._held += 1
+            self._nothing_held.clear()
+            job.arrival = self._arrivals = self._arrivals + 1
+            self._waiting.append(job)
+        self._dispatch()
 
     def drop(self, job: Job) -> None:
-        """Nobody wants the image any more: it is not decoded, unless a thread is at it."""
-        if job.claim.acquire(blocking=False):
-            job.data = b""  # the job stays in the queue until a thread skips it
-            self._end(job, None)
+        """Nobody wants the image any more: it is not decoded, unless a decoder is at it."""
+        job.is_wanted = False
+        if not job.is_over and not job.began:
+            self._settle(job, None)  # it stays in its queue until it is skipped
 
-    def _end(self, job: Job, outcome: np.ndarray | ServiceError | None) -> None:
-        with self._counting:
-            self._held -= 1
-        job.then(outcome)
+    def _dispatch(self) -> None:
+        while self._decoders.has_idle() and (job := self._next()) is not None:
+            if cause := self._quarantine.cause(job.data):
+                self._settle(job, self._refusal(cause, "; it was sent before, and is refused for some minutes"))
+            else:
+                self._begin(job)
 
-    # From here on: the threads.
+    def _next(self) -> Job | None:
+        """The image that has waited longest, of those that may be decoded now."""
+        for queue in (self._waiting, self._waiting_large):
+            while queue and queue[0].is_over:
+                queue.popleft()
+        queues = [self._waiting]
+        if self._large_running < max(1, self._decoders.count - 1):
+            queues.append(self._waiting_large)
+        oldest = min((queue for queue in queues if queue), key=lambda queue: queue[0].arrival, default=None)
+        return None if oldest is None else oldest.popleft()
 
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if job.claim.acquire(blocking=False):
-                self._end(job, self._outcome(job))
-
-    def _outcome(self, job: Job) -> np.ndarray | ServiceError:
+    def _begin(self, job: Job) -> None:
+        pixels_now = self._max_pixels if job.pixels else LARGE_PIXELS
+        key = random.getrandbits(64)
+        task = Task(key, len(job.data), self._max_pixels, pixels_now, job.spec, self._shortcuts)
         try:
-            return decode(job.data, job.spec, max_pixels=self.max_pixels, shortcuts=self.shortcuts)
-        except ServiceError as error:
-            return error
-        except BaseException:  # a mistake of ours, or a library's panic: it costs this image, and the thread goes on
-            log.exception("decoding failed")
-            return ServiceError("the server made a mistake")
+            self._decoders.begin(job.data, task, partial(self._end, job))
+        except OSError:  # it ended just before
+            self._wait_again(job)
+            return
+        job.began = time.monotonic()
+        self._large_running += job.pixels > 0
+
+    def _end(self, job: Job, result: Result) -> None:
+        """A decoder is done with an image, one way or the other."""
+        seconds, job.began = time.monotonic() - job.began, 0.0
+        self._large_running -= job.pixels > 0
+        if isinstance(result, np.ndarray):
+            self._settle(job, result)
+        elif isinstance(result, Lost):
+            if result.cause in _BLAMELESS and not job.is_again:
+                job.is_again = True
+                self._wait_again(job)
+            else:
+                self._settle(job, self._blame(job, result.cause, seconds))
+        elif result.verdict is Verdict.LARGE:
+            self._admit_large(job, result.pixels)
+        elif result.error is not None:
+            self._settle(job, result.error)
+        else:
+            log.error("decoding failed", request_id=job.request_id, detail=result.text)
+            self._settle(job, ServiceError("the server made a mistake"))
+
+    def _wait_again(self, job: Job) -> None:
+        """It is the next one, of its kind."""
+        (self._waiting_large if job.pixels else self._waiting).appendleft(job)
+        self._loop.call_soon(self._dispatch)
+
+    def _admit_large(self, job: Job, pixels: int) -> None:
+        """Lets a picture wait with the other large ones, unless together they claim too much."""
+        if not job.is_wanted:
+            self._settle(job, None)
+        elif self._large_pixels and self._large_pixels + pixels > self._max_large_pixels:
+            megapixels = self._large_pixels // 10**6
+            self._settle(job, QueueFull(f"large pictures of {megapixels} megapixels are waiting to be decoded"))
+        else:
+            job.pixels = pixels
+            self._large_pixels += pixels
+            self._waiting_large.append(job)
+            self._dispatch()
+
+    def _blame(self, job: Job, cause: str, seconds: float) -> ServiceError:
+        """The image ended its decoder, as far as anybody can know."""
+        refused_seconds = _DOUBTFUL_SECONDS if cause in _DOUBTFUL else _REFUSED_SECONDS
+        digest = self._quarantine.add(job.data, cause, refused_seconds)
+        log.error(
+            "an image ended its decoder",
+            request_id=job.request_id,
+            cause=cause,
+            seconds=round(seconds, 3),
+            format=image_format(job.data),
+            bytes=len(job.data),
+            sha256=digest,
+        )
+        return self._refusal(cause)
+
+    def _refusal(self, cause: str, again: str = "") -> ServiceError:
+        if cause == TIMEOUT:
+            return DecodingTooCostly(f"decoding the image took more than {self._timeout_seconds:g} s{again}")
+        if cause == MEMORY:
+            return DecodingTooCostly(f"decoding the image needed more memory than it may{again}")
+        return DecoderDied(f"the image ended the process that decoded it ({cause}){again}")
+
+    def _settle(self, job: Job, outcome: np.ndarray | ServiceError | None) -> None:
+        job.is_over, job.data = True, b""
+        self._held -= 1
+        self._large_pixels -= job.pixels
+        if self._held == 0:
+            self._nothing_held.set()
+        job.then(outcome)

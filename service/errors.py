@@ -77,6 +77,14 @@ class MethodNotAllowed(ServiceError):
         self.more_headers = {"Allow": allow}
 
 
+class HeadTimeout(ServiceError):
+    """The request line and headers came too slowly."""
+
+    status = 408
+    code = "head_timeout"
+    cure = "send the request line and headers at once"
+
+
 class BodyTimeout(ServiceError):
     """The body came too slowly."""
 
@@ -101,6 +109,27 @@ class ImageTooLarge(ServiceError):
     code = "image_too_large"
     cure = "resize the image before sending it: models see a few hundred pixels"
 
+    def __init__(self, message: str, *, pixels: int = 0, cure: str | None = None) -> None:
+        super().__init__(message, cure=cure)
+        self.pixels = pixels
+        """As many as its header claims; 0 where it is too large in another way."""
+
+
+class UrlTooLong(ServiceError):
+    """The URL has too many bytes."""
+
+    status = 414
+    code = "url_too_long"
+    cure = "send what is long as the request's body"
+
+
+class HeadTooLarge(ServiceError):
+    """The request line and headers, or the trailers behind a body, have too many bytes or lines."""
+
+    status = 431
+    code = "head_too_large"
+    cure = "send fewer and shorter headers"
+
 
 class UnsupportedMediaType(ServiceError):
     """The Content-Type is none that the route takes."""
@@ -124,6 +153,27 @@ class UndecodableImage(ServiceError):
     status = 422
     code = "undecodable_image"
     cure = "check that the file opens in a viewer and was sent whole"
+
+    def __init__(self, message: str, *, cure: str | None = None, met_codec: bool = True) -> None:
+        super().__init__(message, cure=cure)
+        self.met_codec = met_codec
+        """Whether it was native code that refused the image."""
+
+
+class DecoderDied(ServiceError):
+    """The image ended the process that decoded it."""
+
+    status = 422
+    code = "decoder_died"
+    cure = "open the image in an editor, save it again as JPEG or PNG, and send that"
+
+
+class DecodingTooCostly(ServiceError):
+    """Decoding the image took more time or memory than it may."""
+
+    status = 422
+    code = "decoding_too_costly"
+    cure = "resize the image before sending it, or save it as a baseline JPEG"
 
 
 class UnsupportedAspectRatio(ServiceError):
@@ -219,6 +269,15 @@ class QueueFull(ServiceError):
     status = 429
     code = "queue_full"
     cure = "wait for Retry-After seconds and send again"
+    retry_after_seconds = 1
+
+
+class TooManyConnections(ServiceError):
+    """The server has as many connections as it may; only GET /health/ is still answered."""
+
+    status = 503
+    code = "too_many_connections"
+    cure = "wait for Retry-After seconds and send again, and keep connections open rather than opening new ones"
     retry_after_seconds = 1
 
 

@@ -1,7 +1,6 @@
 """Image files -> pictures: what a viewer would show of a JPEG, PNG, WebP, BMP or GIF, at a bounded cost."""
 
 import math
-import re
 import struct
 from collections.abc import Callable
 from io import BytesIO
@@ -20,16 +19,12 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
+from service.imageformat import image_format
 from service.raster import Raster
 
 # The limit here is an argument. Pillow's is global, and warns before it refuses.
 Image.MAX_IMAGE_PIXELS = None
 
-# How each format begins. A BMP's header says its own length, of one byte: text that begins with "BM" is none.
-MAGIC = re.compile(
-    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WEBP>RIFF....WEBP)|(?P<GIF>GIF8[79]a)|(?P<BMP>BM.{13}\0\0\0)",
-    re.DOTALL,
-)
 MAX_ASPECT = 100
 # What costs Pillow more than it weighs, and bounds that no honest file comes near.
 MAX_JPEG_SEGMENTS = 1000
@@ -42,10 +37,22 @@ MAX_RLE_SIZE = 2**20  # in bytes and in pixels: Pillow decodes run lengths in Py
 
 JPEG_BARE = bytes((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))  # markers without a length, and what is no marker
 JPEG_FRAMES = bytes({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+JPEG_SCALABLE = bytes((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive, in Huffman's code
 JPEG_METADATA = bytes((*range(0xE1, 0xEE), 0xEF, 0xFE))  # JFIF's and Adobe's segments tell the colour space
+
+JPEG_FRAME_BYTES = 10  # marker, length, precision, height, width, number of components
 
 UPRIGHT = 1  # EXIF's orientations are 1 to 8
 REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo has SIMD for
+
+
+class Stripped(NamedTuple):
+    """A file without what is not its picture."""
+
+    body: bytes
+    exif: bytes = b""
+    frame: bytes = b""
+    """Of a JPEG, the frame header from its marker on."""
 
 
 class Opened(NamedTuple):
@@ -71,25 +78,28 @@ def open_image(body: bytes, max_pixels: int, *, simd: bool = False, least_side: 
     """
     if not body:
         raise EmptyBody("the body has no bytes")
-    magic = MAGIC.match(body)
-    if magic is None or magic.lastgroup is None:
+    kind = image_format(body)
+    if kind is None:
         raise UnsupportedImage("the bytes are not a JPEG, PNG, WebP, BMP or GIF")
-    kind = magic.lastgroup
+    met_codec = False
     try:
-        body, exif = _READERS[kind](body)
+        body, exif, frame = _READERS[kind](body)
         if kind == "WEBP":  # its canvas is allocated on opening
             _check_size(_webp_size(body), max_pixels)
-        if simd and kind == "JPEG" and (header := raster.read_jpeg_header(body)) is not None:
-            _check_size(header.size, max_pixels)
-            reduction = _reduction(header.size, least_side)
-            picture = raster.decode_jpeg(body, header, reduction)
+        scalable = _scalable(frame)
+        met_codec = True
+        if simd and scalable is not None:
+            size, channels = scalable
+            _check_size(size, max_pixels)
+            reduction = _reduction(size, least_side)
+            picture = raster.decode_jpeg(body, size, channels, reduction)
             if picture is not None:
-                return Opened(picture, header.size, reduction, _orientation(exif))
+                return Opened(picture, size, reduction, _orientation(exif))
         image: Image.Image = Image.open(BytesIO(body), formats=(kind,))
         size = image.size
         _check_size(size, max_pixels)
         _check_run_lengths(image, body)
-        reduction = _reduction(size, least_side) if kind == "JPEG" else 1
+        reduction = 1 if scalable is None else _reduction(size, least_side)
         if reduction > 1:
             image.draft(None, (size[0] // reduction, size[1] // reduction))
         image.load()
@@ -99,15 +109,29 @@ def open_image(body: bytes, max_pixels: int, *, simd: bool = False, least_side: 
     except ServiceError:
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything, AssertionError included
-        raise UndecodableImage(f"the {kind} is broken or was cut short") from error
+        raise UndecodableImage(f"the {kind} is broken or was cut short", met_codec=met_codec) from error
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise ImageTooLarge(f"the image is {width}x{height}, {width * height} pixels; the limit is {max_pixels}")
+        message = f"the image is {width}x{height}, {width * height} pixels; the limit is {max_pixels}"
+        raise ImageTooLarge(message, pixels=width * height)
     if max(size) > MAX_ASPECT * min(size):
         raise UnsupportedAspectRatio(f"the image is {width}x{height}; the limit is {MAX_ASPECT}:1")
+
+
+def _scalable(frame: bytes) -> tuple[tuple[int, int], int] | None:
+    """Width and height, and the channels, of a JPEG that libjpeg-turbo can decode at a smaller scale; else None.
+
+    Asked for a smaller scale of any other, a lossless one say, it writes all of the picture into a buffer that Pillow
+    and simplejpeg have made for the smaller one. Pillow decodes those in full, or refuses them.
+    """
+    if frame[1:2] not in JPEG_SCALABLE or len(frame) < JPEG_FRAME_BYTES:
+        return None
+    precision, height, width, components = struct.unpack_from(">BHHB", frame, 4)
+    is_plain = precision == 8 and components in (1, 3) and width and height  # noqa: PLR2004
+    return ((width, height), components) if is_plain else None
 
 
 def _reduction(size: tuple[int, int], least_side: float) -> int:
@@ -126,7 +150,7 @@ def _opaque(image: Image.Image) -> Image.Image:
         return _eight_bits(image)
     if image.has_transparency_data:
         # Before resizing: resized alone, the colours hidden under transparency would bleed into the rest.
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         canvas = Image.new("RGB", layer.size, "white")
         canvas.paste(layer, mask=layer)
         return canvas
@@ -150,8 +174,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 # given the picture alone. These raise what slices and `struct` raise; `open_image` catches it.
 
 
-def _read_jpeg(body: bytes) -> tuple[bytes, bytes]:
-    """The JPEG without metadata, and its EXIF."""
+def _read_jpeg(body: bytes) -> Stripped:
+    """The JPEG without metadata, its EXIF and its frame header."""
     parts: list[bytes | memoryview] = [b"\xff\xd8"]
     exif, frame, at = b"", 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
@@ -159,7 +183,7 @@ def _read_jpeg(body: bytes) -> tuple[bytes, bytes]:
         marker = body[at + 1 : at + 2]
         if marker == b"\xda":  # the first scan, and all that follows
             _check_scans(body, frame, at)
-            return b"".join((*parts, memoryview(body)[at:])), exif
+            return Stripped(b"".join((*parts, memoryview(body)[at:])), exif, body[frame : frame + JPEG_FRAME_BYTES])
         if marker in JPEG_BARE:
             at += 1
             continue
@@ -186,12 +210,12 @@ def _check_scans(body: bytes, frame: int, scan: int) -> None:
     scans = sum(body.count(b"\xff\xda\0" + bytes((6 + 2 * n, n)), scan) for n in (1, 2, 3, 4))
     message = f"the JPEG has {scans} scans of {width}x{height} pixels"
     if scans > MAX_JPEG_SCANS:
-        raise UndecodableImage(message, cure="save it as a baseline JPEG")
+        raise UndecodableImage(message, cure="save it as a baseline JPEG", met_codec=False)
     if scans * width * height > MAX_JPEG_SCANNED_PIXELS:
         raise ImageTooLarge(message)
 
 
-def _read_png(body: bytes) -> tuple[bytes, bytes]:
+def _read_png(body: bytes) -> Stripped:
     """The PNG without metadata and without animation, and its EXIF."""
     parts, exif, at = [memoryview(body)[:8]], b"", 8
     for _ in range(MAX_PNG_CHUNKS):
@@ -206,10 +230,10 @@ def _read_png(body: bytes) -> tuple[bytes, bytes]:
         at = end
     else:
         raise ValueError
-    return b"".join(parts), exif
+    return Stripped(b"".join(parts), exif)
 
 
-def _read_gif(body: bytes) -> tuple[bytes, bytes]:
+def _read_gif(body: bytes) -> Stripped:
     """The GIF with no more of its extensions than the first frame's transparent colour."""
     head = body[:MAX_GIF_HEADER_BYTES]
     start = at = 13 + (6 << (head[10] & 7) if head[10] & 0x80 else 0)
@@ -224,15 +248,15 @@ def _read_gif(body: bytes) -> tuple[bytes, bytes]:
         while head[at]:
             at += 1 + head[at]
         at += 1
-    return b"".join((head[:start], control, memoryview(body)[at:])), b""
+    return Stripped(b"".join((head[:start], control, memoryview(body)[at:])))
 
 
-_READERS: dict[str, Callable[[bytes], tuple[bytes, bytes]]] = {
+_READERS: dict[str, Callable[[bytes], Stripped]] = {
     "JPEG": _read_jpeg,
     "PNG": _read_png,
     "GIF": _read_gif,
-    "WEBP": lambda body: (body, b""),
-    "BMP": lambda body: (body, b""),
+    "WEBP": Stripped,
+    "BMP": Stripped,
 }
 
 

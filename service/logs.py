@@ -22,7 +22,7 @@ REQUEST_ID = ContextVar("request_id", default="")
 
 def _with_request_id(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     if request_id := REQUEST_ID.get():
-        event["request_id"] = request_id
+        event.setdefault("request_id", request_id)
     return event
 
 

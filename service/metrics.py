@@ -28,8 +28,19 @@ REQUESTS = Counter(
 REQUEST_SECONDS = Histogram(
     "serving_request_seconds", "From a prediction request's first byte to its answer", _SERVABLE, buckets=_SECONDS
 )
+REFUSALS = Counter(
+    "serving_refusals",
+    "Connections ended before the application saw a request, or by a client that did not read or send; "
+    "code is client_gone or the error's",
+    ("code",),
+)
 DECODE_SECONDS = Histogram(
-    "serving_decode_seconds", "Image bytes to pixels, the wait for a thread included", _SERVABLE, buckets=_SECONDS
+    "serving_decode_seconds", "Image bytes to pixels, the wait for a decoder included", _SERVABLE, buckets=_SECONDS
+)
+DECODER_DEATHS = Counter(
+    "serving_decoder_deaths",
+    "Decoders that ended otherwise than asked; cause is a signal's name, timeout, memory, garbled, exit or fork_server",
+    ("cause",),
 )
 QUEUE_SECONDS = Histogram("serving_queue_seconds", "An item's wait for the engine", _SERVABLE, buckets=_SECONDS)
 INFERENCE_SECONDS = Histogram("serving_inference_seconds", "One engine call", _SERVABLE, buckets=_SECONDS)

@@ -1,8 +1,6 @@
 """Image bytes -> uint8 pixels, as the artifact asks."""
 
 import math
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -11,7 +9,7 @@ from models.inputs import ImageInput
 from service import raster
 from service.imagefile import UPRIGHT, Opened, open_image
 from service.raster import Raster
-from service.settings import Settings
+from service.shortcuts import EXACT, Shortcuts
 
 Picture = Image.Image | Raster
 
@@ -31,31 +29,6 @@ _SUPPORTS = {Image.Resampling.BILINEAR: 1, Image.Resampling.BICUBIC: 2, Image.Re
 SIDEWAYS = {5, 6, 7, 8}
 MIRRORED = {2, 3, 6, 7}
 UPSIDE_DOWN = {3, 4, 7, 8}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shortcuts:
-    """What is done faster than the library that trained the network does it."""
-
-    simd: bool = True
-    """Decode and resize by `service/raster.py`, where its libraries are installed."""
-    margin: float = 4.0
-    """Decode a JPEG at 1/2, 1/4 or 1/8 where so many times the artifact's pixels are left of each side; 0: never."""
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """What the settings allow."""
-        return cls(simd=settings.simd, margin=settings.jpeg_margin)
-
-    def least_side(self, spec: ImageInput) -> float:
-        """What must be left of a picture's shorter side, in pixels."""
-        if self.margin == 0 or spec.interpolation == "nearest":  # nearest is some pixel itself, and no mean
-            return math.inf
-        return self.margin * (spec.shorter_side if spec.resize == "crop" else max(spec.height, spec.width))
-
-
-EXACT = Shortcuts(simd=False, margin=0)
-"""Pillow alone, every pixel decoded."""
 
 
 def decode(data: bytes | memoryview, spec: ImageInput, *, max_pixels: int, shortcuts: Shortcuts = EXACT) -> np.ndarray:

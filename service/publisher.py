@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from models import formats, unpack
+from models import formats, toml_file, unpack
 from models.artifact import CONFIG_FILE, ModelConfig
 from models.errors import ArtifactError
 from models.publish import next_version, publish, remove, sync
@@ -249,9 +249,16 @@ class Publisher:
                 publish(room / model, self._root / model)
 
     def write_routing(self, model: str, routing: Routing) -> None:
-        """Writes a routing.toml."""
+        """Writes a routing.toml. Raises Conflict where it would not say what it is to say."""
+        content = routing.to_toml().encode()
+        try:
+            is_sound = Routing.model_validate(toml_file.parse(content, ROUTING_FILE)) == routing
+        except ValueError:
+            is_sound = False
+        if not is_sound:
+            raise Conflict(f"{ROUTING_FILE} cannot say this", cure="give labels names without dots")
         with _told(), self._room() as room:
-            (room / ROUTING_FILE).write_text(routing.to_toml(), encoding="utf-8")
+            (room / ROUTING_FILE).write_bytes(content)
             _replace(room / ROUTING_FILE, self._root / model / ROUTING_FILE)
 
     def delete(self, model: str, version: int) -> None:

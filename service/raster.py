@@ -5,7 +5,7 @@ has 22: of photographs, 0 to 3 % of the values are 1 of 255 off. It takes less t
 straight into an array saves another sixth of the whole.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -93,31 +93,16 @@ def _convolved(pixels: Array, size: tuple[int, int], resampling: Image.Resamplin
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
 
 
-class JpegHeader(NamedTuple):
-    """What libjpeg-turbo reads before it decodes."""
+def decode_jpeg(body: bytes, size: tuple[int, int], channels: int, reduction: int) -> Raster | None:
+    """The picture of that width and height at 1/reduction (1, 2, 4 or 8), rounded up; lets go of the GIL.
 
-    size: tuple[int, int]
-    is_gray: bool
-
-
-def read_jpeg_header(body: bytes) -> JpegHeader | None:
-    """None where Pillow is to judge: of CMYK and its kin, and of what is broken."""
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(body)
-    except ValueError:
-        return None
-    return JpegHeader((width, height), colours == "Gray") if colours in ("Gray", "YCbCr", "RGB") else None
-
-
-def decode_jpeg(body: bytes, header: JpegHeader, reduction: int) -> Raster | None:
-    """The picture at 1/reduction (1, 2, 4 or 8) of its size, rounded up; lets go of the GIL.
-
-    None where libjpeg-turbo has anything to complain of: Pillow is to judge.
+    It must be one that libjpeg-turbo can scale (see `imagefile`). None where libjpeg-turbo has anything to complain of:
+    Pillow is to judge.
     """
-    least = {"min_width": -(-header.size[0] // reduction), "min_height": -(-header.size[1] // reduction)}
+    least = {"min_width": -(-size[0] // reduction), "min_height": -(-size[1] // reduction)}
     try:
         return Raster(
-            simplejpeg.decode_jpeg(body, "GRAY" if header.is_gray else "RGB", **(least if reduction > 1 else {}))
+            simplejpeg.decode_jpeg(body, "GRAY" if channels == 1 else "RGB", **(least if reduction > 1 else {}))
         )
     except ValueError:
         return None

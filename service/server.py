@@ -2,11 +2,13 @@
 
 SIGTERM: readiness says 503 at once, requests are still accepted for the drain delay, what waits is answered, and the
 process ends with 0. SIGINT (Ctrl-C) skips the delay; a second signal, or the end of the grace period, ends the process
-whatever it is doing.
+whatever it is doing. What was sent before nothing more is accepted is answered.
 """
 
+import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from types import FrameType
@@ -16,65 +18,99 @@ import structlog
 import uvicorn
 
 from service.app import create_app
+from service.descriptors import connection_limit, raise_limit
+from service.gate import Gate
 from service.lifecycle import Lifecycle
+from service.listener import Listener, ListenError
+from service.protocol import http_protocol
 from service.settings import Settings
 
 log = structlog.get_logger()
 
-# A backstop: uvicorn counts idle connections too, and answers 503 in plain text beyond it.
-_MAX_CONNECTIONS = 10_000
-_KEEP_ALIVE_SECONDS = 75
-
 IMPATIENT_SECONDS = 2.0
+# A client that has not been told to close may be about to send.
+LINGER_SECONDS = 1.0
+IMPATIENT_LINGER_SECONDS = 0.1
+
 EXIT_FORCED = 1
+EXIT_NOT_STARTED = 3  # uvicorn's
 
 
-def uvicorn_options(settings: Settings) -> dict[str, Any]:
+def uvicorn_options(settings: Settings, lifecycle: Lifecycle | None = None) -> dict[str, Any]:
     """How uvicorn serves, whatever the application."""
     return {
         "host": settings.host,
         "port": settings.port,
         "loop": "uvloop",
-        "http": "httptools",
+        "http": http_protocol(settings, lifecycle or Lifecycle()),
         "ws": "none",
         "log_config": None,
         "access_log": False,
         "proxy_headers": False,  # nobody asks where a request came from
         "server_header": False,
-        "timeout_keep_alive": _KEEP_ALIVE_SECONDS,
         # What still waits then is told so, a second before the process ends in any case.
         "timeout_graceful_shutdown": max(1, int(settings.grace_seconds - settings.drain_delay_seconds) - 1),
-        "limit_concurrency": _MAX_CONNECTIONS,
+        "limit_concurrency": settings.max_connections,
     }
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with signals that drain before they stop."""
+    """uvicorn's server, with a listener of its own, and signals that drain before they stop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lifecycle = Lifecycle()
+        self._listener: Listener
         self._stop_at: float | None = None
         self._is_patient = True
-        super().__init__(
-            uvicorn.Config(create_app(settings, self._lifecycle), lifespan="on", **uvicorn_options(settings))
-        )
+        app = Gate(create_app(settings, self._lifecycle))
+        super().__init__(uvicorn.Config(app, lifespan="on", **uvicorn_options(settings, self._lifecycle)))
 
     def serve_until_stopped(self) -> int:
         """Blocks until the process is to end; returns its exit code."""
+        raise_limit()
+        self.config.limit_concurrency = connection_limit(self._settings.max_connections)
+        try:
+            self._listener = Listener.on(self._settings.host, self._settings.port)
+        except ListenError as error:
+            log.error("cannot listen", reason=error.message, cure=error.cure)
+            return EXIT_NOT_STARTED
         self.run()
         if not self.started:
             return 1
         return self._lifecycle.exit_code
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """Says where it listens, once it does."""
-        await super().startup(sockets)  # type: ignore[arg-type]
-        if self.started:
-            for server in self.servers:
-                for socket in server.sockets:
-                    host, port = socket.getsockname()[:2]
-                    log.info("listening", url=f"http://{host}:{port}", repository=str(self._settings.repository))
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accepts, and says where, once the application has started."""
+        assert sockets is None
+        await super().startup(sockets=[])  # uvicorn itself listens nowhere
+        self._listener.start(self._connect)
+        for url in self._listener.urls:
+            log.info("listening", url=url, repository=str(self._settings.repository))
+
+    def _connect(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers what has been sent, and closes."""
+        patient = self._is_patient and not (self.force_exit or self._lifecycle.device_lost)
+        grace = self.config.timeout_graceful_shutdown or 0
+        until = time.monotonic() + grace
+        await self._listener.close(patient=patient)
+        await self._linger(min(LINGER_SECONDS, grace / 4) if patient else IMPATIENT_LINGER_SECONDS)
+        left = max(0.1, until - time.monotonic())
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # parts of a second, too
+        await super().shutdown(sockets)
+
+    async def _linger(self, seconds: float) -> None:
+        """Until no connection is without a request that is being answered, or the time is over."""
+        until = time.monotonic() + seconds
+        connections = self.server_state.connections
+        while time.monotonic() < until and not self.force_exit and any(map(_is_idle, connections)):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Begins to drain at the first signal; a second one does not wait."""
@@ -106,3 +142,9 @@ class Server(uvicorn.Server):
         timer = threading.Timer(seconds, end)
         timer.daemon = True
         timer.start()
+
+
+def _is_idle(connection: Any) -> bool:
+    """Whether a request may still come, and none is being answered."""
+    is_answering = connection.cycle is not None and not connection.cycle.response_complete
+    return not (is_answering or connection.transport.is_closing())

@@ -65,6 +65,27 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: NonNegativeInt = Field(DEFAULT_PORT, le=65535, description="Port to listen on; 0 takes a free one")
 
+    # Connections.
+    max_connections: PositiveInt = Field(
+        10_000, description="Connections at once, at most; then 503, but for GET /health/"
+    )
+    max_head_bytes: PositiveInt = Field(
+        16_384, description="Bytes of a request's line and headers, or of its trailers, at most; then 431"
+    )
+    max_head_lines: PositiveInt = Field(100, description="Header lines of a request, at most; then 431")
+    max_url_bytes: PositiveInt = Field(8192, description="Bytes of a URL, at most; then 414")
+    head_timeout_seconds: Timeout = Field(
+        10.0, description="A request's line and headers that take longer to arrive become a 408"
+    )
+    keep_alive_seconds: Timeout = Field(75.0, description="How long a connection may wait for its next request")
+    write_timeout_seconds: Timeout = Field(
+        30.0, description="A client that does not read its answer for so long is disconnected"
+    )
+    linger_seconds: Timeout = Field(
+        5.0, description="How long, after an answer that came before the request's end, the rest of it is read"
+    )
+    max_linger_bytes: PositiveInt = Field(64 * MIB, description="Bytes of that rest, at most; then the connection ends")
+
     # The engine.
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         "auto", description="Where models run: auto is CUDA where there is a GPU, else the CPU"
@@ -97,8 +118,17 @@ class Settings(BaseSettings):
     )
     max_images_per_request: PositiveInt = Field(64, description="Images in one request, at most")
     max_image_pixels: PositiveInt = Field(50_000_000, description="Pixels of one image by its header, at most")
-    decode_threads: NonNegativeInt = Field(0, description="Threads that decode images; 0 is one a core")
+    decoders: NonNegativeInt = Field(0, description="Processes that decode images; 0 is one more than cores")
+    decode_timeout_seconds: Timeout = Field(10.0, description="An image that takes longer to decode becomes a 422")
+    decoder_memory_bytes: PositiveInt = Field(
+        1024 * MIB, description="Memory that decoding one image may take, at most; then 422"
+    )
     max_decode_images: PositiveInt = Field(512, description="Images waiting to be decoded, at most; then 429")
+    max_decode_pixels: PositiveInt = Field(
+        500_000_000,
+        description="Pixels, by their headers, of all pictures of over 4 megapixels that wait to be decoded, at most; "
+        "then 429",
+    )
     simd: bool = Field(
         default=True,
         description="Decode and resize with SIMD: up to 3 % of the values 1 of 255 off Pillow's; off is Pillow alone",

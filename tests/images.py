@@ -105,6 +105,17 @@ def ycck_jpeg(image: Image.Image) -> bytes:
     return bytes(body)
 
 
+def lossless_jpeg(side: int) -> bytes:
+    """A gray square of 128 as a lossless JPEG (SOF3): legal, and nothing that libjpeg-turbo can scale."""
+    parts = {
+        0xC3: struct.pack(">BHHB", 8, side, side, 1) + bytes((1, 0x11, 0)),
+        0xC4: bytes((0, 1, *[0] * 15, 0)),  # one code, of one bit: a difference of 0
+        0xDA: bytes((1, 1, 0, 1, 0, 0)),  # each pixel is predicted by its left neighbour
+    }
+    segments = b"".join(bytes((0xFF, kind)) + struct.pack(">H", len(part) + 2) + part for kind, part in parts.items())
+    return b"\xff\xd8" + segments + bytes(side * side // 8 + 8) + b"\xff\xd9"
+
+
 # PNG by hand: what Pillow does not write.
 
 

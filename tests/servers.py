@@ -1,5 +1,6 @@
 """A server in a process of its own, and how to wait for what it does."""
 
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 
-from service.bench.server import Served
+from service.bench.server import Served, descendants
 
 
 def until(condition, seconds=60):
@@ -40,6 +41,10 @@ class ServerProcess:
     def log(self):
         return self._log.read_text()
 
+    def events(self):
+        """What its log holds, a line each."""
+        return [json.loads(line) for line in self.log().splitlines()]
+
     def get(self, path):
         return httpx2.get(self.url + path, timeout=30)
 
@@ -47,13 +52,20 @@ class ServerProcess:
         return httpx2.post(self.url + path, timeout=60, **request)
 
     def cpu_seconds(self):
-        """What it has used of all cores until now, however long it had to wait for one; its children apart."""
+        """What it and its children have used of all cores until now, however long they had to wait for one."""
         return Served(self.url, self.process.pid).cpu_seconds()
 
     def children(self):
-        """The numbers of the processes that it started and that run."""
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+        """The numbers of the processes that it started and that run: the fork server, decoders, converters."""
+        return [process for process in descendants(self.process.pid) if process != self.process.pid]
+
+    def converters(self):
+        """Those that read weights."""
+        return [each for each in self.children() if b"models.sandbox" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+    def descriptors(self):
+        """How many it has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def is_ready(self):
         assert self.process.poll() is None, self.log()

@@ -150,7 +150,7 @@ def test_a_server_killed_in_a_conversion_leaves_no_child_and_the_next_start_repa
     cache = directory / "killed"
     first = ServerProcess(directory / "killed.log", cache=cache, models="efficientnet_lite0")
     until(lambda: '"step":"export"' in first.log(), 120)
-    (child,) = first.children()
+    (child,) = first.converters()
     first.kill()
     until(lambda: not is_running(child))
     assert not list(cache.glob("*/model.onnx"))
@@ -166,7 +166,7 @@ def test_a_killed_conversion_is_shown_and_the_next_start_repairs_it(directory):
     cache = directory / "child"
     first = ServerProcess(directory / "child.log", cache=cache, models="digits")
     until(lambda: '"step":"build"' in first.log(), 120)  # the longest step of a small network
-    os.kill(first.children()[0], signal.SIGKILL)
+    os.kill(first.converters()[0], signal.SIGKILL)
     until(lambda: first.get("/models/digits").json()["versions"][0]["state"] == "UNAVAILABLE")
     (version,) = first.get("/models/digits").json()["versions"]
     assert "SIGKILL" in version["reason"]

@@ -12,7 +12,8 @@ from models.inputs import ImageInput
 from service import raster
 from service.engine import Engine
 from service.errors import ServiceError
-from service.preprocess import EXACT, Shortcuts, decode
+from service.preprocess import decode
+from service.shortcuts import EXACT, Shortcuts
 
 Array = np.ndarray[Any, Any]
 

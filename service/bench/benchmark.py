@@ -26,9 +26,10 @@ from service.conversion import Converter
 from service.engine import CPU, Engine, plan
 from service.machine import gpu_names, processor, usable_cores
 from service.memory import tune_malloc
-from service.preprocess import Shortcuts, decode
+from service.preprocess import decode
 from service.repository import Repository, read_published
 from service.settings import Settings
+from service.shortcuts import Shortcuts
 
 TINY = Path(__file__).with_name("tiny")
 """A repository of one model that costs next to nothing: the mean colour of a few pixels."""

@@ -15,7 +15,7 @@ from service import preprocess
 from service.bench import load, server
 from service.bench.agreement import pixels_of, whole
 from service.engine import Engine
-from service.preprocess import Shortcuts
+from service.shortcuts import Shortcuts
 
 Array = np.ndarray[Any, Any]
 

@@ -54,25 +54,31 @@ class Served:
         return found
 
     def cpu_seconds(self) -> float | None:
-        """What the process has used of all cores until now."""
+        """What the server and its children, decoders among them, have used of all cores until now."""
         if self.pid is None:
             return None
-        fields = self._process("stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        fields = [stat.rpartition(")")[2].split() for stat in self._processes("stat")]
+        # In user and system mode; its own, and that of children which have ended.
+        return sum(int(each[at]) for each in fields for at in (11, 12, 13, 14)) / os.sysconf("SC_CLK_TCK")
 
     def memory_mib(self) -> float | None:
-        """What the process holds of memory now."""
+        """What they hold of memory now; what several share counts once."""
         if self.pid is None:
             return None
-        lines = self._process("status").splitlines()
-        return next((int(line.split()[1]) * 1024 / MIB for line in lines if line.startswith("VmRSS")), None)
+        lines = [line for file in self._processes("smaps_rollup") for line in file.splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / MIB
 
-    def _process(self, file: str) -> str:
-        """Raises BenchError where the process is no more."""
-        try:
-            return Path(f"/proc/{self.pid}/{file}").read_text(encoding="ascii", errors="replace")
-        except OSError as error:
-            raise BenchError("the server ended while it was measured", cure="its log says why") from error
+    def _processes(self, file: str) -> list[str]:
+        """What /proc says of the server and of its children. Raises BenchError where the server is no more."""
+        assert self.pid is not None
+        found = []
+        for process in descendants(self.pid):
+            try:
+                found.append(Path(f"/proc/{process}/{file}").read_text(encoding="ascii", errors="replace"))
+            except OSError as error:
+                if process == self.pid:
+                    raise BenchError("the server ended while it was measured", cure="its log says why") from error
+        return found
 
     def metrics(self, model: str) -> Mapping[str, float]:
         """The sums and counts of the model's histograms, over its versions."""
@@ -82,6 +88,15 @@ class Served:
                 if sample.labels.get("model") == model and sample.name.endswith(("_sum", "_count")):
                     found[sample.name] = found.get(sample.name, 0.0) + sample.value
         return found
+
+
+def descendants(process: int) -> Iterator[int]:
+    """The process, its children, and theirs."""
+    yield process
+    with suppress(OSError):  # it has ended meanwhile
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in (task / "children").read_text(encoding="ascii").split():
+                yield from descendants(int(child))
 
 
 @contextmanager

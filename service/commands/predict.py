@@ -18,7 +18,6 @@ from service.decode_pool import DecodePool
 from service.errors import RepositoryError
 from service.lifecycle import Lifecycle
 from service.loader import Loader
-from service.preprocess import Shortcuts
 from service.reconciler import Reconciler
 from service.registry import Registry
 from service.repository import Repository
@@ -53,8 +52,8 @@ def predict(
 async def _predict_here(settings: Settings, model: str, content: bytes, top_k: int) -> dict[str, Any]:
     logs.configure(settings.model_copy(update={"log_level": "warning"}))
     known(Repository(settings.repository), [model])
-    decoders = DecodePool(1, settings.max_decode_images, settings.max_image_pixels, Shortcuts.of(settings))
-    settings = settings.model_copy(update={"models": (model,)})
+    settings = settings.model_copy(update={"models": (model,), "decoders": 1})
+    decoders = DecodePool.of(settings)
     registry = Registry(Mirror(settings.request_timeout_seconds))
     reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
     decoders.start()
@@ -66,4 +65,4 @@ async def _predict_here(settings: Settings, model: str, content: bytes, top_k: i
             return answer
     finally:
         await reconciler.close()
-        decoders.close()
+        await decoders.close()

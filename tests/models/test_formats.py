@@ -1,10 +1,12 @@
 """What a file is, is told from its bytes; what its name says does not matter."""
 
 import struct
+import time
+import zipfile
 
 import pytest
 
-from models import formats
+from models import formats, zip_directory
 from models.artifact import ModelConfig
 from models.catalog import CATALOG
 from models.errors import ArtifactError
@@ -154,3 +156,79 @@ def test_a_whole_model_stays_a_draft_until_its_file_is_read(tmp_path):
     complete = draft.complete(2, ImageInput(height=8, width=8), "logits", layout="NCHW")
     assert (complete.num_classes, complete.channels_first) == (2, True)
     assert resolved(tmp_path / "other", HDF5_BYTES).spec.architecture == "whole:hdf5"
+
+
+def entry(name, extra=b""):
+    """One entry of a zip archive's directory."""
+    return struct.pack("<4s4xH18x3H12x", b"PK\1\2", 0, len(name), len(extra), 0) + name + extra
+
+
+HOSTILE = {
+    "numbers without end": b"\x08\x01" * 10_000_000,
+    "empty fields": b"\x3a\x00" * 10_000_000,
+    "long numbers": b"\x88\x80\x80\x80\x80\x80\x80\x80\x00" * 2_000_000,
+}
+HOSTILE_ZIPS = {
+    "a million entries": entry(b"archive/data/1") * 1_000_000,
+    "as many as are allowed": b"".join(entry(b"x/models/%d.jso" % number) for number in range(100_000)),
+    "extra fields": entry(b"x", b"\1\1\0\0" * 16_000) * 200,
+    "long names": entry(b"x/models/" + b"a" * 65_000) * 200,
+}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *HOSTILE_ZIPS])
+def test_no_bytes_take_long_to_tell(tmp_path, name):
+    path = tmp_path / "weights"
+    if name in HOSTILE:
+        path.write_bytes(HOSTILE[name])
+    else:
+        directory = HOSTILE_ZIPS[name]
+        path.write_bytes(b"PK\3\4" + directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(directory), 4, 0))
+    started = time.process_time()
+    with pytest.raises(ArtifactError):
+        formats.tell(path)
+    assert time.process_time() - started < 3  # seconds; 85 were taken
+
+
+def field(number, content):
+    """A field of a ProtoBuf message: of bytes or of a number."""
+    if isinstance(content, int):
+        return bytes([number << 3, content])
+    length, size = b"", len(content)
+    while size >= 0x80:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    tag = number << 3 | 2
+    return (bytes([tag]) if tag < 0x80 else bytes([tag & 0x7F | 0x80, tag >> 7])) + length + bytes([size]) + content
+
+
+def test_a_large_onnx_file_is_told_by_its_few_fields(tmp_path):
+    path = tmp_path / "weights"
+    opsets, functions, notes = field(8, b"\n\0\x10\x11") * 20, field(25, b"f" * 300) * 5000, field(14, b"kv") * 5000
+    path.write_bytes(
+        field(1, 8) + opsets + field(7, bytes(10_000_000)) + functions + notes + field(20, b"t") + field(26, b"c")
+    )
+    assert formats.tell(path) is formats.ONNX
+
+
+@pytest.mark.parametrize("change", ["as it is", "a comment", "a prefix", "many entries"])
+def test_the_names_in_an_archive_are_those_that_zipfile_reads(tmp_path, change):
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a/data.pkl", "ä/中", *(map(str, range(66_000)) if change == "many entries" else ())):
+            archive.writestr(name, b"x")
+        archive.comment = b"PK and more " * 100 if change == "a comment" else b""
+    if change == "a prefix":
+        path.write_bytes(b"#!/bin/sh\n" * 1000 + path.read_bytes())
+    assert zip_directory.names(path) == zipfile.ZipFile(path).namelist()
+    whole = path.read_bytes()
+    for length in (0, 10, 21, 60):
+        path.write_bytes(whole[:length])
+        with pytest.raises(zip_directory.Damaged):
+            zip_directory.names(path)
+
+
+def test_many_files_are_sorted_into_artifacts_at_once():
+    names = [f"weights.{number}{suffix}" for number in range(20_000) for suffix in (".index", ".data-00000-of-00001")]
+    started = time.process_time()
+    assert len(formats.entries([*names, "weights.other.data-00000-of-00001"])) == 20_001
+    assert time.process_time() - started < 3  # seconds

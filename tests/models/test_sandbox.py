@@ -4,14 +4,23 @@ import struct
 
 import pytest
 
-from models.sandbox import CLONE, CLONE3, ON_ITSELF, REFUSED, filter_program
+from models import sandbox
+from models.sandbox import (
+    ALLOWED_ON_ITSELF,
+    CLONE,
+    CLONE3,
+    ON_ITSELF,
+    REFUSED,
+    decoder_program,
+    filter_program,
+)
 
 ALLOWED, NOT_PERMITTED, NO_SUCH_CALL = 0x7FFF0000, 0x00050001, 0x00050026
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 PROCESS = 4711
 
 
-def judge(machine, number, argument=0, arch=None):
+def judge(machine, number, argument=0, arch=None, filter_program=filter_program):
     """The kernel's part: runs the program on one system call."""
     data = struct.pack("=IIQQ", number & 0xFFFFFFFF, arch or ARCHES[machine], 0, argument & 2**64 - 1)
     program, position, value = list(filter_program(machine, PROCESS)), 0, 0
@@ -65,3 +74,19 @@ def test_no_system_call_is_told_twice():
         tables = [*REFUSED.values(), *ON_ITSELF.values(), CLONE, (CLONE3, CLONE3)]
         numbers = [each[column] for each in tables if each[column] is not None]
         assert len(numbers) == len(set(numbers))
+
+
+def test_a_decoder_may_call_what_is_listed_and_nothing_else(machine):
+    name, column = machine
+    allowed = {numbers[column] for numbers in sandbox.ALLOWED.values()} - {None}
+    special = {numbers[column] for numbers in ALLOWED_ON_ITSELF.values()}
+    for number in set(range(500)) - special:
+        verdict = judge(name, number, filter_program=decoder_program)
+        assert verdict == (ALLOWED if number in allowed else NOT_PERMITTED), number
+    for number in special:
+        for target, verdict in {PROCESS: ALLOWED, 0: ALLOWED, 1: NOT_PERMITTED, -1: NOT_PERMITTED}.items():
+            assert judge(name, number, target, filter_program=decoder_program) == verdict
+
+
+def test_what_a_converter_is_refused_a_decoder_is_not_allowed():
+    assert not {*sandbox.ALLOWED, *ALLOWED_ON_ITSELF} & {*REFUSED, "openat", "clone", "clone3", "kill", "prlimit64"}

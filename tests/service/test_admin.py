@@ -702,6 +702,12 @@ def test_such_a_file_in_the_repository_is_one_models_problem(admin, repository, 
     assert wrong == {}
 
 
+def test_a_label_that_cannot_be_written_breaks_nothing(admin, repository):
+    answer = admin.put("/admin/models/colour/labels/v1.2?version=1")
+    assert answer.status_code == 200 or error_of(answer) == (409, "conflict")
+    assert admin.put("/admin/models/colour/labels/stable?version=1").status_code == 200
+
+
 def test_the_highest_number_of_a_version_is_the_last(admin, repository):
     assert upload(admin, tars.WHOLE, live=False, version=MAX_VERSION).status_code == 201
     answer = upload(admin, tars.WHOLE, live=False)

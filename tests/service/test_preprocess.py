@@ -2,6 +2,8 @@
 
 import math
 import struct
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -24,8 +26,9 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
-from service.preprocess import EXACT, Shortcuts, decode
+from service.preprocess import decode
 from service.raster import Raster
+from service.shortcuts import EXACT, Shortcuts
 from tests import images
 
 MAX_PIXELS = 40_000_000
@@ -249,6 +252,39 @@ def test_libjpeg_turbo_gives_the_bits_that_pillow_gives_in_full_and_reduced(name
         assert np.array_equal(decoded(body, simd=True), np.atleast_3d(np.asarray(reference)))
 
 
+@pytest.mark.parametrize("side", [256, 512, 2048])
+@pytest.mark.parametrize("shortcuts", [Shortcuts(), Shortcuts(simd=False)])
+def test_what_libjpeg_turbo_cannot_scale_is_decoded_in_full(side, shortcuts):
+    """Asked for a smaller scale, simplejpeg and Pillow wrote all of it into a smaller buffer: the process ended."""
+    program = (
+        "import sys; from tests.service.test_preprocess import *; side, simd = map(int, sys.argv[1:]);"
+        "found = decode(images.lossless_jpeg(side), ImageInput(height=32, width=32, channels=1), max_pixels=10**8,"
+        " shortcuts=Shortcuts(simd=bool(simd))); print(found.shape, found.min(), found.max())"
+    )
+    command = [sys.executable, "-c", program, str(side), str(int(shortcuts.simd))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "(32, 32, 1) 128 128\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("frame", "scalable"),
+    [
+        (b"\xff\xc0\0\x11\x08\0\x20\0\x30\3", ((48, 32), 3)),
+        (b"\xff\xc1\0\x0b\x08\0\x20\0\x30\1", ((48, 32), 1)),
+        (b"\xff\xc2\0\x11\x08\0\x20\0\x30\3", ((48, 32), 3)),
+        *((bytes((0xFF, marker)) + b"\0\x11\x08\0\x20\0\x30\3", None) for marker in (0xC3, 0xC5, 0xC9, 0xCA, 0xCF)),
+        (b"\xff\xc0\0\x11\x0c\0\x20\0\x30\3", None),  # 12 bits
+        (b"\xff\xc0\0\x14\x08\0\x20\0\x30\4", None),  # CMYK
+        (b"\xff\xc0\0\x0e\x08\0\x20\0\x30\2", None),
+        (b"\xff\xc0\0\x11\x08\0\0\0\x30\3", None),  # its height comes later
+        (b"\xff\xc0\0\x11", None),
+        (b"", None),
+    ],
+)
+def test_which_jpegs_libjpeg_turbo_can_scale(frame, scalable):
+    assert imagefile._scalable(frame) == scalable
+
+
 @pytest.mark.parametrize("kind", ["CMYK", "YCCK", "extraneous bytes"])
 def test_pillow_judges_what_libjpeg_turbo_complains_of(kind):
     sound = images.jpeg(images.noise(64, 48))
@@ -257,8 +293,9 @@ def test_pillow_judges_what_libjpeg_turbo_complains_of(kind):
         "YCCK": images.ycck_jpeg(images.noise(64, 48)),
         "extraneous bytes": sound[:-2] + bytes(50) + sound[-2:],
     }[kind]
-    header = raster.read_jpeg_header(body)
-    assert header is None or raster.decode_jpeg(body, header, 1) is None
+    stripped = imagefile._read_jpeg(body)
+    scalable = imagefile._scalable(stripped.frame)
+    assert scalable is None or raster.decode_jpeg(stripped.body, *scalable, 1) is None
     assert decoded(body, simd=True).shape == (48, 64, 3)
     pixels(body, ImageInput(height=20, width=20))
 
@@ -655,7 +692,7 @@ def test_metadata_is_not_hidden_behind_a_marker_of_no_length(disguise):
     # Whoever takes the two bytes after a bare marker for a length skips what Pillow then reads.
     body = images.jpeg(images.gradient(), exif=images.exif(6))
     try:
-        alone, _ = imagefile._read_jpeg(body[:2] + disguise + body[2:])
+        alone, *_ = imagefile._read_jpeg(body[:2] + disguise + body[2:])
     except ValueError:
         return
     assert b"Exif" not in alone

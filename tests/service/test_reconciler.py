@@ -17,7 +17,6 @@ from service.engine import Engine
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
 from service.lifecycle import Lifecycle
 from service.loader import Loader
-from service.machine import usable_cores
 from service.metrics import generate_latest
 from service.reconciler import Reconciler
 from service.registry import Registry
@@ -52,12 +51,12 @@ def registry():
 async def reconciling(registry, **settings):
     """A reconciler with these settings, and all that it needs."""
     settings = Settings(provider="cpu", **settings)
-    decoders = DecodePool(usable_cores(), settings.max_decode_images, settings.max_image_pixels)
+    decoders = DecodePool.of(settings)
     decoders.start()
     reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
     yield reconciler
     await reconciler.close()
-    decoders.close()
+    await decoders.close()
 
 
 @pytest.fixture

@@ -2,14 +2,16 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from models.artifact import Artifact
 from models.inputs import ImageInput, NumbersInput
-from models.publish import remove
+from models.publish import MAX_VERSION, remove
 from models.resolution import MOST_IMAGES
 from service import golden
+from service.commands.listing import versions
 from service.errors import RepositoryError
 from service.repository import Repository, read_published
 from service.settings import DEFAULT_REPOSITORY
@@ -171,6 +173,43 @@ def test_an_artifact_toml_is_laid_over_key_by_key(iris):
         override.write_text(wrong)
         with pytest.raises(RepositoryError, match=r"artifact\.toml of iris/1"):
             Repository(iris).resolve("iris", 1)
+
+
+@pytest.mark.parametrize("file", ["model.toml", "routing.toml", "1/artifact.toml"])
+@pytest.mark.parametrize("content", [b"a = " + b"[" * 5000, b"a = " + b"1" * 5000, b"a." * 10_000 + b"a = 1", b"\xff"])
+def test_toml_of_any_content_is_one_models_problem(iris, file, content):
+    (iris / "iris" / file).write_bytes(content)
+    repository = Repository(iris)
+    with pytest.raises(RepositoryError, match=Path(file).name) as caught:
+        repository.routing("iris") if file == "routing.toml" else repository.resolve("iris", 1)
+    assert caught.value.cure
+
+
+@pytest.mark.parametrize("file", ["model.toml", "labels.txt", "1/artifact.toml"])
+def test_a_pipe_or_a_file_without_end_is_not_waited_for(iris, file):
+    path = iris / "iris" / file
+    path.unlink(missing_ok=True)
+    with path.open("wb") as opened:
+        opened.truncate(2**40)
+    with pytest.raises(RepositoryError, match=r"bytes, and [0-9]+ are allowed"):
+        Repository(iris).resolve("iris", 1)
+    if file != "labels.txt":  # which is read where it is a file
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(RepositoryError, match="is not a regular file"):
+            Repository(iris).resolve("iris", 1)
+
+
+def test_a_number_that_no_version_has_is_told_by_check(iris):
+    for name in ("01", str(MAX_VERSION + 1), "9" * 200, "²"):
+        (iris / "iris" / name).mkdir()
+    (iris / "iris" / str(MAX_VERSION)).mkdir()
+    (iris / "iris" / "notes").mkdir()
+    repository = Repository(iris)
+    assert repository.present("iris") == [1, MAX_VERSION]
+    assert repository.ignored_versions("iris") == ["01", str(MAX_VERSION + 1), "9" * 200, "²"]
+    found = [error.message for name, number, error in versions(repository) if number is None]
+    assert ["is no version of iris" in message for message in found] == [True] * 4
 
 
 def test_files_that_may_not_be_read_are_one_models_problem(iris, monkeypatch):

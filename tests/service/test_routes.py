@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import resource
 import time
 
 import numpy as np
@@ -255,6 +256,72 @@ def test_a_request_of_too_many_images_is_refused(application):
 def test_a_request_that_takes_too_long_is_told(application):
     with application(request_timeout_seconds=1e-6) as client:
         assert error_of(client.post("/predict/colour", content=picture(), headers=JPEG)) == (504, "deadline_passed")
+
+
+HOSTILE_JSON = {
+    "one long text among many": b'{"instances": [["' + b"x" * 200_000 + b'"' + b', "y"' * 5_000 + b"]]}",
+    "long texts in a row each": b'{"instances": [[["' + b"x" * 200_000 + b'"]' + b', ["y"]' * 5_000 + b"]]}",
+    "a text among numbers": b'{"instances": [[1, 2, "' + b"x" * 200_000 + b'"]]}',
+    "brackets": b'{"instances": ' + b"[" * 100_000,
+    "brackets that end": b'{"instances": ' + b"[" * 150 + b"]" * 150 + b"}",
+    "numbers in brackets": b'{"instances": [' + b"[" * 100 + b"1" + b"]" * 100 + b"]}",
+    "a number of a million digits": b'{"instances": [[' + b"1" * 1_000_000 + b"]]}",
+    "a number of 4,000 digits": b'{"instances": [[' + b"1" * 4000 + b", 1.5, 2]]}",
+    "an exponent": b'{"instances": [[1e999, 1, 2]]}',
+    "nothing": b'{"instances": [[null, 1, 2]]}',
+    "truth": b'{"instances": [[true, 1, 2]]}',
+    "half a surrogate": b'{"instances": [{"b64": "\\ud800"}]}',
+    "many keys": b"{" + b",".join(b'"%d":1' % number for number in range(200_000)) + b"}",
+    "texts for pictures": b'{"instances": [{"b64": ' + b"[" * 100 + b"]" * 100 + b"}]}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_JSON)
+def test_no_json_costs_much_memory_or_time(client, name):
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    answer = client.post("/predict/largest", content=HOSTILE_JSON[name], headers={"Content-Type": "application/json"})
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert error_of(answer)[0] in {400, 422}
+    assert after.ru_utime - before.ru_utime < 5  # seconds
+    assert after.ru_maxrss - before.ru_maxrss < 500_000  # KiB; one text among many took 4 GB
+    assert client.post("/predict/largest", json={"instances": [[1, 2, 3]]}).status_code == 200
+
+
+PART = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n'
+HOSTILE_FORMS = {
+    "header lines without end": PART + b"A: b\r\n" * 100_000 + b"\r\nx\r\n--x--\r\n",
+    "a header of megabytes": PART + b"A: " + b"b" * 10_000_000 + b"\r\n\r\nx\r\n--x--\r\n",
+    "lines before the first part": b"\r\n" * 5_000_000,
+    "parts without end": (PART + b"\r\n\r\n") * 100_000,
+    "fields without end": b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n' * 100_000,
+    "parts without a header": b"--x\r\n\r\n" * 1_000_000,
+    "nearly a boundary": PART + b"\r\n" + b"\r\n--" * 2_000_000 + b"\r\n--x--\r\n",
+}
+
+
+CHARSETS = ("utf-8", "zip", "idna", "punycode", "unicode_escape", "utf-7", "undefined", "x" * 10_000)
+
+
+def test_no_form_costs_much_time(client):
+    wrong = {}
+    for name, body in HOSTILE_FORMS.items():
+        for charset in CHARSETS:
+            kind = f"multipart/form-data; boundary=x; charset={charset}"
+            started = time.process_time()
+            answer = client.post("/predict/colour", content=body, headers={"Content-Type": kind})
+            seconds = time.process_time() - started
+            if error_of(answer)[0] not in {400, 415, 422} or seconds > 5:
+                wrong[name, charset] = (answer.status_code, seconds)
+    assert wrong == {}
+
+
+def test_a_long_boundary_is_no_harder(client):
+    boundary = "x" * 50_000
+    body = (b"\r\n--" + b"x" * 49_999) * 100
+    answer = client.post(
+        "/predict/colour", content=body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    )
+    assert error_of(answer)[0] == 400
 
 
 def test_an_unknown_model_is_told_the_nearest(client):

@@ -1,7 +1,6 @@
 """A real server process and real clients: load, slow and vanishing callers, signals."""
 
 import asyncio
-import json
 import signal
 import socket
 import subprocess
@@ -60,7 +59,7 @@ async def test_64_clients_are_answered_without_error_in_batches(serve, repositor
 
 async def test_more_than_the_queue_holds_is_refused_with_a_time_to_come_back(serve, repository):
     server = serve(
-        repository=repository, max_decode_images=2, max_queue_images=2, max_images_per_request=2, decode_threads=1
+        repository=repository, max_decode_images=2, max_queue_images=2, max_images_per_request=2, decoders=1
     ).wait_ready()
     photo = picture(size=(3000, 2000), kind="JPEG")
     async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
@@ -222,18 +221,28 @@ def test_what_still_waits_is_told_a_second_before_the_process_ends():
     assert options["timeout_graceful_shutdown"] == 5
 
 
-def test_a_port_that_is_taken_is_told(serve, repository):
+def test_a_port_that_is_taken_is_told_with_a_cure(serve, repository):
     first = serve(repository=repository).wait_ready()
     second = serve(repository=repository, port=first.port)
     assert second.process.wait(60) == 3
-    assert "address already in use" in second.log().lower()
+    told = [event for event in second.events() if event["event"] == "cannot listen"]
+    assert [event["reason"] for event in told] == [f"{first.url}: Address already in use"]
+    assert "MENAGERIE_PORT" in told[0]["cure"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_says_on_which_port_it_listens_where_any_would_do(serve, repository, host):
+    server = serve(repository=repository, host=host, port=0)
+    until(lambda: "listening" in server.log())
+    (server.url,) = [event["url"] for event in server.events() if event["event"] == "listening"]
+    assert server.get("/health/live").status_code == 200
 
 
 def test_the_log_is_json_with_the_id_of_each_request(serve, repository):
     server = serve(repository=repository).wait_ready()
     server.post("/predict/colour", content=b"text", headers=JPEG | {"X-Request-ID": "mine"})
     server.stop(signal.SIGINT)
-    events = [json.loads(line) for line in server.log().splitlines()]
+    events = server.events()
     (request,) = [event for event in events if event.get("request_id") == "mine"]
     assert (request["event"], request["status"], request["outcome"]) == ("request", 415, "unsupported_image")
     assert (request["model"], request["version"], request["method"]) == ("colour", "1", "POST")

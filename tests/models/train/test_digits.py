@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from models.parity import SAMPLES
+from models.artifact import SAMPLES
 from models.train import digits as recipe
 from service.settings import DEFAULT_REPOSITORY
 

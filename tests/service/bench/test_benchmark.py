@@ -10,9 +10,10 @@ from service.bench import agreement, benchmark, limits, load
 from service.bench.benchmark import TINY
 from service.bench.server import BenchError
 from service.engine import Engine, plan
-from service.preprocess import EXACT, Shortcuts, decode
+from service.preprocess import decode
 from service.repository import read_published
 from service.settings import Settings
+from service.shortcuts import EXACT, Shortcuts
 from tests import images
 from tests.models.tiny import make_tiny
 from tests.service.test_main import run as menagerie

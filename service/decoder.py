@@ -1,0 +1,195 @@
+"""The processes that decode images: a fork server, and the decoders that it forks.
+
+    python -P -m service.decoder CONTROL MEMORY_BYTES FILE_BYTES
+
+CONTROL is the descriptor of a socket to the server. The fork server imports everything once, gives up what it can, and
+forks a decoder whenever it is asked to, within milliseconds; it tells how each ended. It reads no image itself. A
+decoder gives up the rest (`models/sandbox.py`), and decodes one image after the other until its socket closes.
+"""
+
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from models import sandbox
+from models.inputs import ImageInput
+from service.decoding import ENDED, FORK, NOT_STARTED, ORDER, PIXELS_AT, TASK_BYTES, Reply, Task, Verdict
+from service.errors import ImageTooLarge, ServiceError, UndecodableImage
+from service.memory import trim_malloc, tune_malloc
+from service.preprocess import decode
+from service.shortcuts import EXACT, Shortcuts
+
+Decode = Callable[..., np.ndarray]
+"""`preprocess.decode`."""
+
+
+def main(arguments: Sequence[str], decode: Decode = decode) -> None:
+    """Forks decoders until the server is gone."""
+    control, memory_bytes, file_bytes = map(int, arguments)
+    # Ctrl-C and SIGTERM may reach every process of a group; the decoders go when the server has no more images.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tune_malloc()
+    _import_the_rest()
+    missing = sandbox.confine_fork_server()
+
+    def begin(connection: int, memory: int) -> None:
+        lacking = missing + sandbox.confine_decoder(memory_bytes, file_bytes)
+        serve(connection, memory, decode, "; ".join(lacking))
+
+    gc.collect()
+    gc.freeze()  # what is shared with the forks stays shared
+    with socket.socket(fileno=control) as server, suppress(ConnectionError):
+        _ForkServer(server, begin).run()
+
+
+def _import_the_rest() -> None:
+    """Decodes a picture of each kind, because Pillow and simplejpeg import and allocate as they go."""
+    from io import BytesIO  # noqa: PLC0415
+
+    from PIL import Image  # noqa: PLC0415
+
+    fitted = [ImageInput(height=8, width=8, channels=channels, interpolation="bicubic") for channels in (1, 3)]
+    for mode, kind in (
+        ("RGB", "JPEG"),
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("RGBA", "PNG"),
+        ("P", "PNG"),
+        ("I;16", "PNG"),
+        ("P", "GIF"),
+        ("RGB", "WEBP"),
+        ("RGB", "BMP"),
+    ):
+        file = BytesIO()
+        Image.new(mode, (32, 24)).save(file, kind)
+        for spec in fitted:
+            for shortcuts in (EXACT, Shortcuts(margin=1)):
+                decode(file.getvalue(), spec, max_pixels=1000, shortcuts=shortcuts)
+                with suppress(ServiceError):
+                    decode(file.getvalue()[:-10], spec, max_pixels=1000, shortcuts=shortcuts)
+
+
+class _ForkServer:
+    """The decoders that run, by process."""
+
+    def __init__(self, server: socket.socket, begin: Callable[[int, int], None]) -> None:
+        self._server = server
+        self._begin = begin
+        self._numbers: dict[int, int] = {}
+        self._has_more = True
+
+    def run(self) -> None:
+        """Takes orders, and tells of endings, until the server closes its end."""
+        ended, waker = socket.socketpair()
+        for end in (ended, waker):
+            end.setblocking(False)  # noqa: FBT003 - the standard library's
+        self._private = (self._server, ended, waker)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(waker.fileno())
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._server, selectors.EVENT_READ, self._take_order)
+                selector.register(ended, selectors.EVENT_READ, self._tell_endings)
+                while self._has_more:
+                    for key, _ in selector.select():
+                        key.data()
+        finally:
+            signal.set_wakeup_fd(-1)
+
+    def _take_order(self) -> None:
+        message, descriptors, *_ = socket.recv_fds(self._server, ORDER.size, 2)
+        if not message:
+            self._has_more = False
+            return
+        order, number = ORDER.unpack(message)
+        if order == FORK:
+            self._fork(number, *descriptors)
+        else:
+            for process in [each for each, found in self._numbers.items() if found == number]:
+                os.kill(process, signal.SIGKILL)  # it is our child, and not yet waited for
+
+    def _fork(self, number: int, connection: int, memory: int) -> None:
+        try:
+            process = os.fork()
+        except OSError:
+            self._server.send(ENDED.pack(number, NOT_STARTED))
+        else:
+            if process == 0:
+                self._become_decoder(connection, memory)
+            self._numbers[process] = number
+        os.close(connection)
+        os.close(memory)
+
+    def _become_decoder(self, connection: int, memory: int) -> None:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for each in self._private:
+                each.close()
+            self._begin(connection, memory)
+            code = 0
+        except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as a second fork server
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _tell_endings(self) -> None:
+        self._private[1].recv(4096)
+        while self._numbers:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if process == 0:
+                break
+            self._server.send(ENDED.pack(self._numbers.pop(process), status))
+
+
+def serve(connection: int, memory: int, decode: Decode, unconfined: str = "") -> None:
+    """Decodes what lies in the memory file, task by task, until the connection closes.
+
+    Both are descriptors: of a socket that keeps messages apart, and of a file.
+    """
+    with suppress(ConnectionError):  # it closed while something was said
+        os.write(connection, Reply(Verdict.READY, text=unconfined).packed())
+        while message := os.read(connection, TASK_BYTES + 1):
+            task = Task.unpacked(message)
+            os.write(connection, _done(task, memory, decode).packed(task.key))
+
+
+def _done(task: Task, memory: int, decode: Decode) -> Reply:
+    try:
+        data = os.pread(memory, task.data_bytes, 0)
+        limit = min(task.max_pixels, task.pixels_now)
+        pixels = decode(data, task.spec, max_pixels=limit, shortcuts=task.shortcuts)
+        os.pwrite(memory, pixels.data, PIXELS_AT)
+    except MemoryError:
+        return Reply(Verdict.OUT_OF_MEMORY)
+    except ServiceError as error:
+        return _refusal(error, task)
+    except BaseException:  # noqa: BLE001 - a mistake of ours, or a library's panic: it costs this image
+        return Reply(Verdict.MISTAKE, text=traceback.format_exc()[-400:])
+    finally:
+        if task.pixels_now >= task.max_pixels:  # a large picture, whose memory is not needed again soon
+            trim_malloc()
+    return Reply(Verdict.PIXELS)
+
+
+def _refusal(error: ServiceError, task: Task) -> Reply:
+    if isinstance(error.__cause__, MemoryError):
+        return Reply(Verdict.OUT_OF_MEMORY)
+    if isinstance(error, ImageTooLarge) and task.pixels_now < error.pixels <= task.max_pixels:
+        return Reply(Verdict.LARGE, pixels=error.pixels)
+    is_broken = isinstance(error, UndecodableImage) and error.met_codec
+    return Reply(Verdict.BROKEN if is_broken else Verdict.REFUSED, error=error)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

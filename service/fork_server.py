@@ -1,0 +1,152 @@
+"""The server's hold on its fork server and on the decoders that it forks (`service/decoder.py`)."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from models.inputs import ImageInput
+from service.child import inherited
+from service.decoding import ENDED, FORK, KILL, ORDER, PIXELS_AT, REPLY_BYTES, Reply, Task
+
+_STOP_SECONDS = 5.0
+# One thread, so that it can fork; and each decoder is to use one core.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+_KEPT_BYTES = 2**20  # of a memory file between two images; what a larger image took goes back
+
+
+class Decoder:
+    """One process that decodes one image at a time. Raises OSError where it has ended."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.connection, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.connection.setblocking(False)  # noqa: FBT003 - the standard library's
+        self.memory = os.memfd_create(f"decoder-{number}", os.MFD_CLOEXEC)
+
+    def begin(self, data: bytes | memoryview, task: Task) -> None:
+        """Hands an image over."""
+        if os.pwrite(self.memory, data, 0) != len(data):
+            raise OSError("the memory file is full")
+        self.connection.send(task.packed())
+
+    def reply(self) -> Reply | None:
+        """What it has said; None if it has said nothing. Raises ValueError where that makes no sense."""
+        try:
+            message = self.connection.recv(REPLY_BYTES + 1)
+        except BlockingIOError:
+            return None
+        if not message:
+            raise ConnectionResetError
+        return Reply.unpacked(message)
+
+    def pixels(self, spec: ImageInput) -> np.ndarray:
+        """What it has decoded, in memory of our own. Raises ValueError where there is less."""
+        found = np.empty(spec.shape, np.uint8)
+        if os.preadv(self.memory, [found], PIXELS_AT) != found.nbytes:  # type: ignore[list-item]  # a buffer
+            raise ValueError("it has fewer pixels than it said")
+        return found
+
+    def forget(self, data_bytes: int) -> None:
+        """Gives back the memory that a large image took."""
+        if data_bytes > _KEPT_BYTES:
+            os.ftruncate(self.memory, 0)
+
+    def close(self) -> None:
+        """Lets go of it: it ends when it next waits for an image."""
+        self.connection.close()
+        self.theirs.close()
+        os.close(self.memory)
+
+
+class Forks(Protocol):
+    """What forks decoders. Every method is called on one event loop, and the callbacks come on it."""
+
+    def start(self, on_ended: Callable[[int, int], None], on_lost: Callable[[], None]) -> None:
+        """Takes orders from now on. `on_ended` hears a decoder's number and wait status; `on_lost`: all are gone."""
+
+    def fork(self, decoder: Decoder) -> None:
+        """Starts the decoder's process; when it cannot, `on_ended` hears so."""
+
+    def kill(self, decoder: Decoder) -> None:
+        """Ends the decoder's process, if it has not ended."""
+
+    async def close(self) -> None:
+        """Ends every decoder."""
+
+
+class ForkServer:
+    """A child with all that decoding needs imported, which forks decoders within milliseconds."""
+
+    def __init__(self, memory_bytes: int, pixel_bytes: int, module: str = "service.decoder") -> None:
+        self._command = ("-m", module)
+        self._limits = (str(memory_bytes), str(PIXELS_AT + pixel_bytes))
+
+    def start(self, on_ended: Callable[[int, int], None], on_lost: Callable[[], None]) -> None:
+        """Starts the process; what is ordered meanwhile waits for it."""
+        self._on_ended, self._on_lost = on_ended, on_lost
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # By this thread: the kernel ends the child when it ends.
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                # -P: a directory called service where the server was started is not our package
+                [sys.executable, "-P", *self._command, str(theirs.fileno()), *self._limits],
+                env=inherited(os.environ) | _ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self._control.setblocking(False)  # noqa: FBT003 - the standard library's
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._control, self._hear)
+
+    def fork(self, decoder: Decoder) -> None:
+        """Has it forked."""
+        self._order(FORK, decoder, decoder.theirs.fileno(), decoder.memory)
+        decoder.theirs.close()
+
+    def kill(self, decoder: Decoder) -> None:
+        """Has it killed."""
+        self._order(KILL, decoder)
+
+    def _order(self, order: int, decoder: Decoder, *descriptors: int) -> None:
+        try:
+            socket.send_fds(self._control, [ORDER.pack(order, decoder.number)], descriptors)
+        except OSError:  # it has ended, which is told in its turn
+            return
+
+    def _hear(self) -> None:
+        try:
+            message = self._control.recv(ENDED.size)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if message:
+            self._on_ended(*ENDED.unpack(message))
+        else:
+            self._let_go()
+            self._process.kill()  # it has ended, or is about to
+            self._process.wait()
+            self._on_lost()
+
+    def _let_go(self) -> None:
+        """Closes our end of the socket, which ends it."""
+        if self._control.fileno() >= 0:
+            self._loop.remove_reader(self._control)
+            self._control.close()
+
+    async def close(self) -> None:
+        """Ends it and, with it, every decoder."""
+        self._let_go()
+        try:
+            await asyncio.to_thread(self._process.wait, _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)

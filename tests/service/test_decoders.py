@@ -1,0 +1,295 @@
+"""Decoders as processes: what they may not do, and that whoever's image ends one costs nobody else an answer."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from structlog.testing import capture_logs
+
+from models.inputs import ImageInput
+from service.decode_pool import DecodePool, Job
+from service.errors import DecoderDied, DecodingTooCostly, ServiceError, UndecodableImage
+from service.fork_server import ForkServer
+from service.metrics import DECODER_DEATHS
+from service.preprocess import decode
+from service.shortcuts import EXACT, Shortcuts
+from tests import images
+from tests.decoders import ATTEMPTS, marked
+from tests.servers import until
+
+MAX_PIXELS = 50_000_000
+MEMORY_BYTES = 512 * 2**20
+SPEC = ImageInput(height=64, width=96, resize="stretch")
+SAMPLE = images.jpeg(images.gradient())
+EXPECTED = decode(SAMPLE, SPEC, max_pixels=MAX_PIXELS)
+
+
+def pool_of(module="tests.decoders", decoders=2, timeout_seconds=60.0, shortcuts=EXACT):
+    return DecodePool(
+        ForkServer(MEMORY_BYTES, 2**26, module),
+        decoders=decoders,
+        max_images=512,
+        max_pixels=MAX_PIXELS,
+        max_large_pixels=MAX_PIXELS * 4,
+        timeout_seconds=timeout_seconds,
+        shortcuts=shortcuts,
+    )
+
+
+def with_pool(scenario, **options):
+    """Runs `scenario(pool, decoded)`; no process and no descriptor is left of it."""
+
+    async def run():
+        pool = pool_of(**options)
+
+        def decoded(body, spec=SPEC):
+            future = asyncio.get_running_loop().create_future()
+            pool.put([Job(body, spec, future.set_result)])
+            return future
+
+        pool.start()
+        try:
+            return await scenario(pool, decoded)
+        finally:
+            await pool.close()
+
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    children = child_processes(os.getpid())
+    result = asyncio.run(run())
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
+    assert child_processes(os.getpid()) <= children
+    return result
+
+
+def child_processes(process):
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return {int(child) for task in tasks for child in (task / "children").read_text().split()}
+
+
+def decoders_of(pool):
+    """The processes of its decoders."""
+    (fork_server,) = (each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each))
+    return child_processes(fork_server)
+
+
+def command(process):
+    return Path(f"/proc/{process}/cmdline").read_bytes()
+
+
+def deaths(cause):
+    return DECODER_DEATHS.labels(cause)._value.get()
+
+
+def test_decoders_decode_as_decode_does():
+    """Every kind of file, with each of the shortcuts; errors too."""
+    bodies = [
+        SAMPLE,
+        images.jpeg(images.gradient().convert("CMYK")),
+        images.jpeg(images.gradient().convert("L"), progressive=True),
+        images.png(images.gradient().convert("RGBA")),
+        images.png(images.gradient().quantize()),
+        images.webp(images.gradient()),
+        images.gif(images.gradient()),
+        images.bmp(images.gradient()),
+        images.photograph("rocket.jpg").read_bytes(),
+        images.photograph("camera.png").read_bytes(),
+        images.jpeg(images.noise(3000, 1500)),  # large: it is looked at twice
+        b"",
+        b"text",
+        SAMPLE[:300],
+        images.png(images.gradient(1000, 2)),
+    ]
+    specs = [SPEC, ImageInput(height=32, width=32, channels=1, interpolation="bicubic")]
+
+    def here(body, spec, shortcuts):
+        try:
+            return decode(body, spec, max_pixels=MAX_PIXELS, shortcuts=shortcuts)
+        except ServiceError as error:
+            return error
+
+    for shortcuts in (EXACT, Shortcuts(margin=2)):
+
+        async def scenario(_, decoded, shortcuts=shortcuts):
+            for spec in specs:
+                results = await asyncio.gather(*(decoded(body, spec) for body in bodies))
+                for body, found in zip(bodies, results, strict=True):
+                    wanted = here(body, spec, shortcuts)
+                    if isinstance(wanted, ServiceError):
+                        assert (type(found), found.message, found.cure) == (type(wanted), wanted.message, wanted.cure)
+                    else:
+                        assert np.array_equal(found, wanted)
+
+        with_pool(scenario, module="service.decoder", shortcuts=shortcuts)
+
+
+def test_a_decoder_may_do_nothing_but_decode():
+    async def scenario(_, decoded):
+        for name in ATTEMPTS:
+            found = await decoded(marked(SAMPLE, f"try {name}"))
+            if name == "large file":  # whoever tries is ended
+                assert isinstance(found, DecoderDied)
+                assert "SIGXFSZ" in found.message
+            else:
+                assert not found.any(), name
+        assert not (await decoded(marked(SAMPLE, "environment"))).any()
+
+    os.environ["MENAGERIE_ADMIN_TOKEN"] = "a secret of sixteen"
+    try:
+        with_pool(scenario)
+    finally:
+        del os.environ["MENAGERIE_ADMIN_TOKEN"]
+    assert not Path("/tmp/made-by-a-decoder").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGKILL"])
+def test_an_image_that_ends_its_decoder_is_refused_alone_and_once(name):
+    bad = marked(SAMPLE, f"signal {name}")
+
+    async def scenario(_, decoded):
+        with capture_logs() as logs:
+            results = await asyncio.gather(*(decoded(bad if number == 5 else SAMPLE) for number in range(20)))
+        error = results.pop(5)
+        assert (type(error), error.code, error.status) == (DecoderDied, "decoder_died", 422)
+        assert name in error.message
+        assert all(np.array_equal(each, EXPECTED) for each in results)
+        (line,) = (each for each in logs if each["event"] == "an image ended its decoder")
+        assert (line["cause"], line["format"], line["bytes"]) == (name, "JPEG", len(bad))
+        assert len(line["sha256"]) == 64
+        again = await decoded(bad)
+        assert isinstance(again, DecoderDied)
+        assert "sent before" in again.message
+
+    before = deaths(name)
+    with_pool(scenario)
+    assert deaths(name) == before + 1
+
+
+def test_a_crash_in_native_code_is_one():
+    async def scenario(_, decoded):
+        for what, name in (("null", "SIGSEGV"), ("abort", "SIGABRT")):
+            assert name in (await decoded(marked(SAMPLE, what))).message
+        assert np.array_equal(await decoded(SAMPLE), EXPECTED)
+
+    with_pool(scenario)
+
+
+@pytest.mark.parametrize(("what", "cause"), [("loop", "timeout"), ("hog", "memory")])
+def test_an_image_that_costs_too_much_is_stopped(what, cause):
+    bad = marked(SAMPLE, what)
+
+    async def scenario(_, decoded):
+        first, *others = await asyncio.gather(*(decoded(body) for body in (bad, *[SAMPLE] * 5)))
+        assert (type(first), first.code, first.status) == (DecodingTooCostly, "decoding_too_costly", 422)
+        assert all(np.array_equal(each, EXPECTED) for each in others)
+        assert isinstance(await decoded(bad), DecodingTooCostly)
+
+    before = deaths(cause)
+    with_pool(scenario, timeout_seconds=2.0)
+    assert deaths(cause) == before + 1
+
+
+@pytest.mark.parametrize("what", ["scribble", "babble", "boast", "exit"])
+def test_a_decoder_that_lies_harms_nobody_else(what):
+    async def scenario(_, decoded):
+        for number in range(10):
+            bodies = [SAMPLE, marked(SAMPLE, f"{what}|{number}"), SAMPLE, SAMPLE]
+            first, _, *others = await asyncio.gather(*(decoded(body) for body in bodies))
+            assert all(np.array_equal(each, EXPECTED) for each in (first, *others))
+
+    with_pool(scenario)
+
+
+def test_a_broken_image_has_a_decoder_of_its_own():
+    """What it may have left behind in the decoder's memory meets no other image."""
+
+    async def scenario(pool, decoded):
+        await asyncio.gather(*(decoded(SAMPLE) for _ in range(8)))
+        before = decoders_of(pool)
+        assert len(before) == 2
+        assert isinstance(await decoded(marked(SAMPLE, "broken")), UndecodableImage)
+        until(lambda: len(decoders_of(pool) - before) == 1 and len(decoders_of(pool)) == 2)
+        assert np.array_equal(await decoded(SAMPLE), EXPECTED)
+
+    before = deaths("exit")
+    with_pool(scenario)
+    assert deaths("exit") == before
+
+
+def test_what_no_codec_has_met_costs_no_decoder():
+    """An attack with files that are refused by their structure would else cost a process each."""
+
+    async def scenario(pool, decoded):
+        await asyncio.gather(*(decoded(SAMPLE) for _ in range(8)))
+        before = decoders_of(pool)
+        for body in (
+            b"",
+            b"text",
+            SAMPLE[:20],
+            images.bomb_png(),
+            images.jpeg(images.gradient(1000, 2)),
+        ):
+            assert isinstance(await decoded(body), ServiceError)
+        assert np.array_equal(await decoded(SAMPLE), EXPECTED)
+        assert decoders_of(pool) == before
+
+    with_pool(scenario)
+
+
+def test_decoders_that_are_killed_from_outside_are_replaced():
+    async def scenario(pool, decoded):
+        await decoded(SAMPLE)
+        for number in range(1, 6):
+            for process in decoders_of(pool):
+                os.kill(process, signal.SIGKILL)
+            await decoded(SAMPLE + bytes(number))  # it may be lost with its decoder
+        assert np.array_equal(await decoded(SAMPLE), EXPECTED)
+
+    with_pool(scenario)
+
+
+def test_a_fork_server_that_is_killed_is_replaced_and_waiting_images_are_decoded():
+    async def scenario(pool, decoded):
+        await decoded(SAMPLE)
+        for _ in range(3):
+            (fork_server,) = (each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each))
+            os.kill(fork_server, signal.SIGKILL)
+            results = await asyncio.wait_for(asyncio.gather(*(decoded(SAMPLE) for _ in range(20))), 60)
+            assert all(np.array_equal(each, EXPECTED) for each in results)
+
+    with_pool(scenario)
+
+
+def test_signals_of_the_group_do_not_end_decoders():
+    """A service manager may send SIGTERM to all processes; the server's last images are still to be decoded."""
+
+    async def scenario(pool, decoded):
+        await asyncio.gather(*(decoded(SAMPLE) for _ in range(4)))
+        before = decoders_of(pool)
+        for process in before:
+            os.kill(process, signal.SIGTERM)
+            os.kill(process, signal.SIGINT)
+        assert np.array_equal(await decoded(SAMPLE), EXPECTED)
+        assert decoders_of(pool) == before
+
+    with_pool(scenario)
+
+
+def test_memory_that_a_large_image_took_comes_back():
+    large = images.png(Image.new("RGB", (6000, 4000)))
+
+    def resident(process):
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmRSS", "RssShmem")))
+
+    async def scenario(pool, decoded):
+        await asyncio.gather(*(decoded(SAMPLE) for _ in range(8)))
+        before = max(map(resident, decoders_of(pool)))
+        for _ in range(4):
+            assert isinstance(await decoded(large), np.ndarray)
+        assert max(map(resident, decoders_of(pool))) < before + 2**25
+
+    with_pool(scenario)
