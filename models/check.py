@@ -64,6 +64,7 @@ def check(job: Job, step: Callable[[str], AbstractContextManager[None]]) -> Foun
         except Exception as error:  # ONNX Runtime's own
             raise _refused("ONNX Runtime cannot open the model", error) from error
         del content
+        session._model_bytes = None  # noqa: SLF001 - as the server does: the session has a copy
         _check_ends(session, manifest.spec)
     with step("run"):
         items = sample_items(manifest.spec.input)

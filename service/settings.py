@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         300, description="The check of a published version, which is opened in a child first, is killed after that"
     )
     check_memory_bytes: PositiveInt = Field(
-        4 * 1024 * MIB, description="So is one that has more in memory, or 90 % of what was free"
+        DEFAULT_CONVERSION_MEMORY_BYTES, description="So is one that has more in memory, or 90 % of what was free"
     )
 
     # Where.
