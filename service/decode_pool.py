@@ -197,6 +197,9 @@ class DecodePool:
 
     def _wait_again(self, job: Job) -> None:
         """It is the next one, of its kind."""
+        if not job.is_wanted:
+            self._settle(job, None)
+            return
         (self._waiting_large if job.pixels else self._waiting).appendleft(job)
         self._loop.call_soon(self._dispatch)
 
