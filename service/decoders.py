@@ -125,7 +125,12 @@ class Decoders:
         if self._is_closing or not self._is_running or len(self._seats) >= self.count:
             return
         self._number += 1
-        seat = self._seats[self._number] = Seat(Decoder(self._number))
+        try:
+            seat = self._seats[self._number] = Seat(Decoder(self._number))
+        except OSError as error:
+            log.warning("a decoder could not be started", reason=error.strerror, cure="raise `ulimit -n`")
+            self._retry(self._add)
+            return
         self._context.copy().run(self._loop.add_reader, seat.decoder.connection, self._hear, seat)
         self._forks.fork(seat.decoder)
 

@@ -21,13 +21,17 @@ _KEPT_BYTES = 2**20  # of a memory file between two images; what a larger image 
 
 
 class Decoder:
-    """One process that decodes one image at a time. Raises OSError where it has ended."""
+    """One process that decodes one image at a time. Raises OSError where it has ended, or no descriptor is left."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.connection, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.connection.setblocking(False)  # noqa: FBT003 - the standard library's
         self.memory = os.memfd_create(f"decoder-{number}", os.MFD_CLOEXEC)
+        try:
+            self.connection, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            os.close(self.memory)
+            raise
+        self.connection.setblocking(False)  # noqa: FBT003 - the standard library's
 
     def begin(self, data: bytes | memoryview, task: Task) -> None:
         """Hands an image over."""
@@ -86,22 +90,28 @@ class ForkServer:
     def __init__(self, memory_bytes: int, pixel_bytes: int, module: str = "service.decoder") -> None:
         self._command = ("-m", module)
         self._limits = (str(memory_bytes), str(PIXELS_AT + pixel_bytes))
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, on_ended: Callable[[int, int], None], on_lost: Callable[[], None]) -> None:
-        """Starts the process; what is ordered meanwhile waits for it."""
+        """Starts the process; what is ordered meanwhile waits for it. Raises OSError."""
         self._on_ended, self._on_lost = on_ended, on_lost
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            # By this thread: the kernel ends the child when it ends.
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
-                # -P: a directory called service where the server was started is not our package
-                [sys.executable, "-P", *self._command, str(theirs.fileno()), *self._limits],
-                env=inherited(os.environ) | _ENVIRONMENT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
+            try:
+                # By this thread: the kernel ends the child when it ends.
+                self._process = subprocess.Popen(  # noqa: S603 - our own module
+                    # -P: a directory called service where the server was started is not our package
+                    [sys.executable, "-P", *self._command, str(theirs.fileno()), *self._limits],
+                    env=inherited(os.environ) | _ENVIRONMENT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+            except OSError:
+                control.close()
+                raise
+        self._control = control
         self._control.setblocking(False)  # noqa: FBT003 - the standard library's
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._control, self._hear)
@@ -131,22 +141,27 @@ class ForkServer:
         if message:
             self._on_ended(*ENDED.unpack(message))
         else:
-            self._let_go()
-            self._process.kill()  # it has ended, or is about to
-            self._process.wait()
+            process = self._let_go()
+            assert process is not None
+            process.kill()  # it has ended, or is about to
+            process.wait()
             self._on_lost()
 
-    def _let_go(self) -> None:
-        """Closes our end of the socket, which ends it."""
-        if self._control.fileno() >= 0:
+    def _let_go(self) -> subprocess.Popen[bytes] | None:
+        """Closes our end of the socket, which ends it. Returns what is to be waited for."""
+        process, self._process = self._process, None
+        if process is not None:
             self._loop.remove_reader(self._control)
             self._control.close()
+        return process
 
     async def close(self) -> None:
         """Ends it and, with it, every decoder."""
-        self._let_go()
+        process = self._let_go()
+        if process is None:
+            return
         try:
-            await asyncio.to_thread(self._process.wait, _STOP_SECONDS)
+            await asyncio.to_thread(process.wait, _STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+            process.kill()
+            await asyncio.to_thread(process.wait)

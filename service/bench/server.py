@@ -90,13 +90,19 @@ class Served:
         return found
 
 
+def children(process: int) -> Iterator[int]:
+    """The processes that its threads have started."""
+    with suppress(OSError):  # it has ended meanwhile
+        for task in Path(f"/proc/{process}/task").iterdir():
+            with suppress(OSError):  # this thread has
+                yield from map(int, (task / "children").read_text(encoding="ascii").split())
+
+
 def descendants(process: int) -> Iterator[int]:
     """The process, its children, and theirs."""
     yield process
-    with suppress(OSError):  # it has ended meanwhile
-        for task in Path(f"/proc/{process}/task").iterdir():
-            for child in (task / "children").read_text(encoding="ascii").split():
-                yield from descendants(int(child))
+    for child in children(process):
+        yield from descendants(child)
 
 
 @contextmanager

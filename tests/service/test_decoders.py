@@ -1,8 +1,10 @@
 """Decoders as processes: what they may not do, and that whoever's image ends one costs nobody else an answer."""
 
 import asyncio
+import errno
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from models.inputs import ImageInput
+from service.bench.server import children
 from service.decode_pool import DecodePool, Job
 from service.errors import DecoderDied, DecodingTooCostly, ServiceError, UndecodableImage
 from service.fork_server import ForkServer
@@ -58,16 +61,15 @@ def with_pool(scenario, **options):
             await pool.close()
 
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    children = child_processes(os.getpid())
+    before = child_processes(os.getpid())
     result = asyncio.run(run())
     assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
-    assert child_processes(os.getpid()) <= children
+    assert child_processes(os.getpid()) <= before
     return result
 
 
 def child_processes(process):
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return {int(child) for task in tasks for child in (task / "children").read_text().split()}
+    return set(children(process))
 
 
 def decoders_of(pool):
@@ -261,6 +263,39 @@ def test_a_fork_server_that_is_killed_is_replaced_and_waiting_images_are_decoded
             assert all(np.array_equal(each, EXPECTED) for each in results)
 
     with_pool(scenario)
+
+
+def test_decoders_come_back_once_there_are_descriptors_again(monkeypatch):
+    async def scenario(pool, decoded):
+        await decoded(SAMPLE)
+        with monkeypatch.context() as patched, capture_logs() as logs:
+            patched.setattr("service.decoders.Decoder", no_descriptor)
+            for process in decoders_of(pool):
+                os.kill(process, signal.SIGKILL)
+            await asyncio.to_thread(until, lambda: any("could not be started" in each["event"] for each in logs))
+        assert np.array_equal(await asyncio.wait_for(decoded(SAMPLE), 60), EXPECTED)
+
+    def no_descriptor(_number):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with_pool(scenario)
+
+
+def test_a_fork_server_that_cannot_be_started_is_tried_again(monkeypatch):
+    async def scenario(pool, decoded):
+        assert np.array_equal(await asyncio.wait_for(decoded(SAMPLE), 60), EXPECTED)
+
+    popen, tries = subprocess.Popen, []
+
+    def fail_once(*arguments, **options):
+        tries.append(arguments)
+        if len(tries) == 1:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr("service.fork_server.subprocess.Popen", fail_once)
+    with_pool(scenario)
+    assert len(tries) == 2
 
 
 def test_signals_of_the_group_do_not_end_decoders():
