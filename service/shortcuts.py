@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from models.inputs import ImageInput
-from service.settings import Settings
+
+if TYPE_CHECKING:  # a decoder has no settings, and need not load what reads them
+    from service.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class Shortcuts:
     """Decode a JPEG at 1/2, 1/4 or 1/8 where so many times the artifact's pixels are left of each side; 0: never."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: "Settings") -> Self:
         """What the settings allow."""
         return cls(simd=settings.simd, margin=settings.jpeg_margin)
 
