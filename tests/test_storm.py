@@ -101,3 +101,11 @@ async def test_lossless_jpegs_among_good_requests_end_nothing(serve, repository)
     assert found == {("lossless", 200): 128, ("good", "green"): 128}
     assert server.process.poll() is None
     assert "serving_decoder_deaths_total{" not in server.get("/metrics").text
+
+
+def test_a_server_that_is_killed_leaves_no_decoder(serve, repository):
+    server = serve(repository=repository).wait_ready()
+    processes = server.children()
+    assert len(processes) >= 3  # the fork server and two decoders
+    server.kill()
+    until(lambda: not any(Path(f"/proc/{process}").exists() for process in processes))

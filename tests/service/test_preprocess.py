@@ -285,6 +285,15 @@ def test_which_jpegs_libjpeg_turbo_can_scale(frame, scalable):
     assert imagefile._scalable(frame) == scalable
 
 
+def test_a_jpeg_of_a_subsampling_that_simplejpeg_has_no_name_for_is_decoded():
+    body = bytearray(images.jpeg(Image.new("RGB", (64, 32), (20, 200, 40)), subsampling="4:2:0"))
+    frame = body.index(b"\xff\xc0")
+    struct.pack_into(">HH", body, frame + 5, 64, 32)  # height and width: a unit is 8 wide and 32 high
+    body[frame + 11] = 0x14  # 4:4:1: luma 1x4 instead of 2x2
+    found = pixels(bytes(body), ImageInput(height=64, width=32, resize="stretch"))
+    assert np.abs(found - (20, 200, 40)).max() <= 3
+
+
 @pytest.mark.parametrize("kind", ["CMYK", "YCCK", "extraneous bytes"])
 def test_pillow_judges_what_libjpeg_turbo_complains_of(kind):
     sound = images.jpeg(images.noise(64, 48))
