@@ -157,12 +157,11 @@ def confine_decoder(memory_bytes: int, file_bytes: int) -> list[str]:
     It may have `memory_bytes` of address space more than it has, and write no file beyond `file_bytes`.
     """
     die_with_parent()
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes)
     _limit(resource.RLIMIT_FSIZE, file_bytes)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     return _missing(
         {
+            "memory": lambda: _limit_memory(memory_bytes),
             "files": lambda: _landlock(_writes() | _READS),
             "system calls": lambda: _filter_system_calls(decoder_program(platform.machine(), os.getpid())),
         }
@@ -178,6 +177,12 @@ def _missing(steps: Mapping[str, Callable[[], None]]) -> list[str]:
         except (Unavailable, OSError) as error:
             missing.append(f"{name} ({error})")
     return missing
+
+
+def _limit_memory(more_bytes: int) -> None:
+    """Lets the address space grow by so much. Raises OSError where there is no /proc."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + more_bytes)
 
 
 def _limit(kind: int, most: int) -> None:

@@ -18,14 +18,14 @@ import structlog
 
 from models.inputs import ImageInput
 from service.decoders import FORK_SERVER, GARBLED, MEMORY, TIMEOUT, Decoders, Lost, Result
-from service.decoding import Task, Verdict
+from service.decoding import LARGE_PIXELS, Task, Verdict
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, ShuttingDown
-from service.fork_server import Forks, ForkServer
+from service.fork_server import Forks, ForkServer, NoRoom
 from service.imageformat import image_format
 from service.logs import REQUEST_ID
 from service.machine import usable_cores
 from service.quarantine import Quarantine
-from service.settings import Settings
+from service.settings import MAX_DECODERS, Settings
 from service.shortcuts import EXACT, Shortcuts
 
 log = structlog.get_logger()
@@ -34,11 +34,6 @@ log = structlog.get_logger()
 _REFUSED_SECONDS = 600.0
 _DOUBTFUL_SECONDS = 60.0
 _DOUBTFUL = {TIMEOUT, MEMORY, "SIGKILL"}  # the kernel kills where memory runs out
-
-# What may be the doing of the image before, or of nobody: the image is given to another decoder, once.
-_BLAMELESS = {GARBLED, FORK_SERVER}
-
-LARGE_PIXELS = 2**22  # what claims more waits in a queue of its own, and leaves one decoder to all the others
 
 Decoded = Callable[[np.ndarray | ServiceError | None], None]
 """Takes the pixels, or why there are none; None where nobody wants them any more. Called once, on the event loop."""
@@ -100,9 +95,9 @@ class DecodePool:
     def of(cls, settings: Settings) -> Self:
         """The pool of processes that the settings ask for."""
         return cls(
-            ForkServer(settings.decoder_memory_bytes, settings.max_queue_bytes),
+            ForkServer(settings.decoder_memory_bytes),
             # One more than cores, for what large pictures must leave to the others.
-            decoders=settings.decoders or usable_cores() + 1,
+            decoders=settings.decoders or min(usable_cores() + 1, MAX_DECODERS),
             max_images=settings.max_decode_images,
             max_pixels=settings.max_image_pixels,
             max_large_pixels=settings.max_decode_pixels,
@@ -169,6 +164,9 @@ class DecodePool:
         task = Task(key, len(job.data), self._max_pixels, pixels_now, job.spec, self._shortcuts)
         try:
             self._decoders.begin(job.data, task, partial(self._end, job))
+        except NoRoom:
+            self._settle(job, QueueFull("memory has no room for the image"))
+            return
         except OSError:  # it ended just before
             self._wait_again(job)
             return
@@ -182,7 +180,8 @@ class DecodePool:
         if isinstance(result, np.ndarray):
             self._settle(job, result)
         elif isinstance(result, Lost):
-            if result.cause in _BLAMELESS and not job.is_again:
+            # All ended together, or one said what may be the doing of the image before: another decoder gets this one.
+            if result.cause == FORK_SERVER or (result.cause == GARBLED and not job.is_again):
                 job.is_again = True
                 self._wait_again(job)
             else:
@@ -192,7 +191,7 @@ class DecodePool:
         elif result.error is not None:
             self._settle(job, result.error)
         else:
-            log.error("decoding failed", request_id=job.request_id, detail=result.text)
+            log.error("decoding failed", request_id=job.request_id, detail=ascii(result.text))
             self._settle(job, ServiceError("the server made a mistake"))
 
     def _wait_again(self, job: Job) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from models import sandbox
 from models.inputs import ImageInput
-from service.decoding import ENDED, FORK, NOT_STARTED, ORDER, PIXELS_AT, TASK_BYTES, Reply, Task, Verdict
+from service.decoding import ENDED, FORK, LARGE_PIXELS, NOT_STARTED, ORDER, TASK_BYTES, Reply, Task, Verdict
 from service.errors import ImageTooLarge, ServiceError, UndecodableImage
 from service.memory import trim_malloc, tune_malloc
 from service.preprocess import decode
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str], decode: Decode = decode) -> None:
     missing = sandbox.confine_fork_server()
 
     def begin(connection: int, memory: int) -> None:
+        os.dup2(1, 2)  # nothing: the server's log is not theirs to write
         lacking = missing + sandbox.confine_decoder(memory_bytes, file_bytes)
         serve(connection, memory, decode, "; ".join(lacking))
 
@@ -92,11 +93,11 @@ class _ForkServer:
         ended, waker = socket.socketpair()
         for end in (ended, waker):
             end.setblocking(False)  # noqa: FBT003 - the standard library's
-        self._private = (self._server, ended, waker)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waker.fileno())
         try:
             with selectors.DefaultSelector() as selector:
+                self._private = (self._server, ended, waker, selector)
                 selector.register(self._server, selectors.EVENT_READ, self._take_order)
                 selector.register(ended, selectors.EVENT_READ, self._tell_endings)
                 while self._has_more:
@@ -169,7 +170,7 @@ def _done(task: Task, memory: int, decode: Decode) -> Reply:
         data = os.pread(memory, task.data_bytes, 0)
         limit = min(task.max_pixels, task.pixels_now)
         pixels = decode(data, task.spec, max_pixels=limit, shortcuts=task.shortcuts)
-        os.pwrite(memory, pixels.data, PIXELS_AT)
+        os.pwrite(memory, pixels.data, 0)
     except MemoryError:
         return Reply(Verdict.OUT_OF_MEMORY)
     except ServiceError as error:
@@ -177,7 +178,7 @@ def _done(task: Task, memory: int, decode: Decode) -> Reply:
     except BaseException:  # noqa: BLE001 - a mistake of ours, or a library's panic: it costs this image
         return Reply(Verdict.MISTAKE, text=traceback.format_exc()[-400:])
     finally:
-        if task.pixels_now >= task.max_pixels:  # a large picture, whose memory is not needed again soon
+        if task.pixels_now > LARGE_PIXELS:  # a large picture, whose memory is not needed again soon
             trim_malloc()
     return Reply(Verdict.PIXELS)
 

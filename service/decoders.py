@@ -1,6 +1,7 @@
 """Keeps the decoders running: each has one image at a time, and whichever ends is replaced at once.
 
-A decoder that has met a broken image is replaced as well, because nobody knows what the image has left behind in it.
+A decoder that has met a broken image is replaced as well, because nobody knows what the image has left behind in it:
+ten times a second at most, so that broken images do not cost much more than sound ones.
 """
 
 import asyncio
@@ -16,11 +17,14 @@ import structlog
 
 from service import metrics
 from service.decoding import NOT_STARTED, Reply, Task, Verdict
-from service.fork_server import Decoder, Forks
+from service.fork_server import Decoder, Forks, NoRoom
 
 log = structlog.get_logger()
 
 _RETRY_SECONDS = 0.1, 5.0  # at first and at most, where decoders end before they are ready
+
+_START_SECONDS = 30.0  # a decoder that is not ready by then is replaced
+_REPLACED_A_SECOND = 10.0
 
 # Why a decoder ended, beside the names of signals.
 TIMEOUT, MEMORY, GARBLED, EXIT, FORK_SERVER = "timeout", "memory", "garbled", "exit", "fork_server"
@@ -70,6 +74,8 @@ class Decoders:
         self._number = 0
         self._failures = 0
         """Decoders in a row that ended before they were ready."""
+        self._replaced_until = 0.0
+        """When what was replaced would have been, at the rate allowed."""
         self._is_running = False
         """Whether the fork server takes orders."""
         self._is_closing = False
@@ -95,11 +101,15 @@ class Decoders:
     def begin(self, data: bytes | memoryview, task: Task, then: Callable[[Result], None]) -> None:
         """Hands an image to an idle decoder; `then` is called once, not before this returns.
 
-        Raises OSError where the decoder has ended meanwhile: another can take the image.
+        Raises OSError where the decoder has ended meanwhile: another can take the image; NoRoom where none can.
         """
         seat = self._idle.pop()  # the one that was last at work: its memory is warm
         try:
             seat.decoder.begin(data, task)
+        except NoRoom:
+            seat.decoder.forget()
+            self._idle.append(seat)
+            raise
         except OSError:
             self._end(seat, EXIT)
             raise
@@ -132,7 +142,12 @@ class Decoders:
             self._retry(self._add)
             return
         self._context.copy().run(self._loop.add_reader, seat.decoder.connection, self._hear, seat)
+        self._loop.call_later(_START_SECONDS, self._check_started, seat)
         self._forks.fork(seat.decoder)
+
+    def _check_started(self, seat: Seat) -> None:
+        if not seat.is_ready and self._seats.get(seat.decoder.number) is seat:
+            self._end(seat, TIMEOUT)
 
     def _remove(self, seat: Seat) -> Work | None:
         """Takes a decoder off the table. Returns what it was at."""
@@ -143,20 +158,23 @@ class Decoders:
         seat.decoder.close()
         return _taken(seat)
 
-    def _replace(self, seat: Seat) -> None:
-        """Lets a decoder go, which ends when it waits for its next image."""
-        self._remove(seat)
-        self._add()
+    def _may_replace(self) -> bool:
+        now = self._loop.time()
+        if self._replaced_until > now:
+            return False
+        self._replaced_until = max(self._replaced_until, now - 1.0) + 1 / _REPLACED_A_SECOND
+        return True
 
     def _end(self, seat: Seat, cause: str) -> None:
         """Has a decoder killed. What it was at is lost."""
         self._forks.kill(seat.decoder)
-        self._lose(seat, cause)
-        self._add()
+        self._lose(seat, cause, self._add)
 
-    def _lose(self, seat: Seat, cause: str) -> None:
+    def _lose(self, seat: Seat, cause: str, go_on: Callable[[], None]) -> None:
+        """A decoder is no more: another is started, and whoever waits for its image is told."""
         work = self._remove(seat)
         metrics.DECODER_DEATHS.labels(cause).inc()
+        go_on()
         if work is None:
             log.warning("a decoder ended", cause=cause)
         else:
@@ -169,19 +187,14 @@ class Decoders:
         self._hear(seat)  # what it said before
         if number not in self._seats:
             return
-        is_new = not seat.is_ready
-        self._lose(seat, _cause(status))
-        if is_new:
-            self._retry(self._add)
-        else:
-            self._add()
+        self._lose(seat, _cause(status), self._add if seat.is_ready else lambda: self._retry(self._add))
 
     def _on_lost(self) -> None:
         """The fork server ended, and every decoder with it."""
         log.error("the decoders' fork server ended", cure="if memory ran out, give the server more")
         self._is_running = False
         for seat in list(self._seats.values()):
-            self._lose(seat, FORK_SERVER)
+            self._lose(seat, FORK_SERVER, self._add)
         self._retry(self._start)
 
     def _retry(self, start: Callable[[], None]) -> None:
@@ -215,12 +228,14 @@ class Decoders:
             return
         task = seat.work.task
         result = seat.decoder.pixels(task.spec) if reply.verdict is Verdict.PIXELS else reply
-        seat.decoder.forget(task.data_bytes)
+        seat.decoder.forget()
         work = _taken(seat)
         assert work is not None
-        work.then(result)
-        if reply.verdict in (Verdict.BROKEN, Verdict.MISTAKE):
-            self._replace(seat)
+        work.then(result)  # before the decoder takes another: what is counted of this one is over
+        if reply.verdict in (Verdict.BROKEN, Verdict.MISTAKE) and self._may_replace():
+            self._remove(seat)
+            self._forks.kill(seat.decoder)  # it need not be what it says
+            self._add()
         else:
             self._sit(seat)
 

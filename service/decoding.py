@@ -1,7 +1,7 @@
 """What the server and its decoders say to each other: messages of a fixed length, of which nothing is trusted.
 
-A file's bytes and the pixels do not travel in messages, but in a memory file that each decoder has: the bytes from its
-beginning, the pixels from PIXELS_AT on.
+A file's bytes and the pixels do not travel in messages, but in a memory file that each decoder has, where the pixels
+take the place of the bytes.
 """
 
 import struct
@@ -21,8 +21,8 @@ from service.errors import (
 )
 from service.shortcuts import Shortcuts
 
-PIXELS_AT = 2**32
-"""A file is shorter: bytes between the two are never written, and take no memory."""
+LARGE_PIXELS = 2**22
+"""A picture that claims more waits in a queue of its own."""
 
 FORK, KILL = 0, 1
 ORDER = struct.Struct("<BI")

@@ -6,18 +6,24 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
 
-from models.inputs import ImageInput
+from models.inputs import MAX_ITEM_BYTES, ImageInput
 from service.child import inherited
-from service.decoding import ENDED, FORK, KILL, ORDER, PIXELS_AT, REPLY_BYTES, Reply, Task
+from service.decoding import ENDED, FORK, KILL, NOT_STARTED, ORDER, REPLY_BYTES, Reply, Task
 
 _STOP_SECONDS = 5.0
+_AGAIN_SECONDS = 0.1
 # One thread, so that it can fork; and each decoder is to use one core.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _KEPT_BYTES = 2**20  # of a memory file between two images; what a larger image took goes back
+
+
+class NoRoom(Exception):
+    """There is no memory for an image's bytes."""
 
 
 class Decoder:
@@ -34,9 +40,13 @@ class Decoder:
         self.connection.setblocking(False)  # noqa: FBT003 - the standard library's
 
     def begin(self, data: bytes | memoryview, task: Task) -> None:
-        """Hands an image over."""
-        if os.pwrite(self.memory, data, 0) != len(data):
-            raise OSError("the memory file is full")
+        """Hands an image over. Raises NoRoom."""
+        try:
+            written = os.pwrite(self.memory, data, 0)
+        except OSError as error:
+            raise NoRoom from error
+        if written != len(data):
+            raise NoRoom
         self.connection.send(task.packed())
 
     def reply(self) -> Reply | None:
@@ -52,13 +62,13 @@ class Decoder:
     def pixels(self, spec: ImageInput) -> np.ndarray:
         """What it has decoded, in memory of our own. Raises ValueError where there is less."""
         found = np.empty(spec.shape, np.uint8)
-        if os.preadv(self.memory, [found], PIXELS_AT) != found.nbytes:  # type: ignore[list-item]  # a buffer
+        if os.preadv(self.memory, [found], 0) != found.nbytes:  # type: ignore[list-item]  # a buffer
             raise ValueError("it has fewer pixels than it said")
         return found
 
-    def forget(self, data_bytes: int) -> None:
-        """Gives back the memory that a large image took."""
-        if data_bytes > _KEPT_BYTES:
+    def forget(self) -> None:
+        """Gives back the memory that a large image took, and whatever else the decoder has written."""
+        if os.fstat(self.memory).st_size > _KEPT_BYTES:
             os.ftruncate(self.memory, 0)
 
     def close(self) -> None:
@@ -87,9 +97,9 @@ class Forks(Protocol):
 class ForkServer:
     """A child with all that decoding needs imported, which forks decoders within milliseconds."""
 
-    def __init__(self, memory_bytes: int, pixel_bytes: int, module: str = "service.decoder") -> None:
+    def __init__(self, memory_bytes: int, module: str = "service.decoder") -> None:
         self._command = ("-m", module)
-        self._limits = (str(memory_bytes), str(PIXELS_AT + pixel_bytes))
+        self._limits = (str(memory_bytes), str(MAX_ITEM_BYTES))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, on_ended: Callable[[int, int], None], on_lost: Callable[[], None]) -> None:
@@ -118,18 +128,26 @@ class ForkServer:
 
     def fork(self, decoder: Decoder) -> None:
         """Has it forked."""
-        self._order(FORK, decoder, decoder.theirs.fileno(), decoder.memory)
+        if not self._order(FORK, decoder.number, decoder.theirs.fileno(), decoder.memory):
+            self._loop.call_soon(self._on_ended, decoder.number, NOT_STARTED)
         decoder.theirs.close()
 
     def kill(self, decoder: Decoder) -> None:
         """Has it killed."""
-        self._order(KILL, decoder)
+        self._kill(decoder.number)
 
-    def _order(self, order: int, decoder: Decoder, *descriptors: int) -> None:
-        try:
-            socket.send_fds(self._control, [ORDER.pack(order, decoder.number)], descriptors)
-        except OSError:  # it has ended, which is told in its turn
-            return
+    def _kill(self, number: int) -> None:
+        if not self._order(KILL, number):
+            self._loop.call_later(_AGAIN_SECONDS, self._kill, number)
+
+    def _order(self, order: int, number: int, *descriptors: int) -> bool:
+        """Returns whether that was taken: not where more orders wait than the socket holds."""
+        with suppress(OSError):  # it has ended, which is told in its turn
+            try:
+                socket.send_fds(self._control, [ORDER.pack(order, number)], descriptors)
+            except BlockingIOError:
+                return False
+        return True
 
     def _hear(self) -> None:
         try:
@@ -145,7 +163,15 @@ class ForkServer:
             assert process is not None
             process.kill()  # it has ended, or is about to
             process.wait()
+            self._reap(process.pid)
             self._on_lost()
+
+    def _reap(self, group: int) -> None:
+        """Waits for the decoders of a fork server that has ended, which are ours where we are a container's first."""
+        with suppress(ChildProcessError):
+            while os.waitpid(-group, os.WNOHANG) != (0, 0):
+                pass
+            self._loop.call_later(_AGAIN_SECONDS, self._reap, group)
 
     def _let_go(self) -> subprocess.Popen[bytes] | None:
         """Closes our end of the socket, which ends it. Returns what is to be waited for."""

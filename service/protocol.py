@@ -255,7 +255,7 @@ class Connection(HttpToolsProtocol):
 
         Both end with a blank line, which may have begun in other data.
         """
-        if data[start] in _LINE_ENDS:
+        if start < len(_BLANK_LINE) and data[start] in _LINE_ENDS:
             end = start + 1
         else:
             found = data.find(_BLANK_LINE, start)
@@ -408,6 +408,11 @@ class Connection(HttpToolsProtocol):
         if cycle.response_complete:  # it was answered early, and the rest has been dropped
             self._due_in(self._settings.keep_alive_seconds)
             return
+        if not self.parser.should_keep_alive():  # a trailer may say so, too
+            if cycle.response_started:
+                self._is_ending = True
+            else:
+                cycle.keep_alive = False
         self.is_answering = True
         cycle.more_body = False
         cycle.message_event.set()

@@ -50,4 +50,4 @@ class Quarantine:
     def _remove(self, digest: bytes) -> None:
         suspect = self._suspects.pop(digest, None)
         if suspect is not None:
-            self._sizes[suspect.size] -= 1
+            self._sizes -= Counter([suspect.size])  # which drops what is 0

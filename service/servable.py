@@ -167,7 +167,7 @@ class Servable:
         return jobs
 
     def _joining(self, place: Place) -> Decoded:
-        """What an image's pixels do: they join the queue, from the thread that decoded them."""
+        """What an image's pixels do: they join the queue."""
         started = time.monotonic()
 
         def join(outcome: Array | ServiceError | None) -> None:

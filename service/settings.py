@@ -26,6 +26,7 @@ Timeout = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_|_PORT$")
 
 DEFAULT_PORT = 8000
+MAX_DECODERS = 128  # one process of Python hands out no more images than these decode
 DEFAULT_CONVERSION_MEMORY_BYTES = 8 * 1024 * MIB
 DEFAULT_REPOSITORY = Path(__file__).parent.parent / "models" / "repository"
 
@@ -118,7 +119,9 @@ class Settings(BaseSettings):
     )
     max_images_per_request: PositiveInt = Field(64, description="Images in one request, at most")
     max_image_pixels: PositiveInt = Field(50_000_000, description="Pixels of one image by its header, at most")
-    decoders: NonNegativeInt = Field(0, description="Processes that decode images; 0 is one more than cores")
+    decoders: NonNegativeInt = Field(
+        0, le=MAX_DECODERS, description="Processes that decode images; 0 is one more than cores"
+    )
     decode_timeout_seconds: Timeout = Field(10.0, description="An image that takes longer to decode becomes a 422")
     decoder_memory_bytes: PositiveInt = Field(
         1024 * MIB, description="Memory that decoding one image may take, at most; then 422"

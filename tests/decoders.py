@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from service.decoder import main, serve
-from service.decoding import PIXELS_AT
+from service.decoding import Reply, Verdict
 from service.errors import UndecodableImage
 from service.preprocess import decode
 
@@ -67,31 +67,44 @@ def hog():
 
 def write_everywhere(data, offset):
     """To whatever takes it: a decoder has its memory file, and its socket."""
-    for descriptor in range(3, 64):
+    for descriptor in range(64):
         with suppress(OSError):
             os.pwrite(descriptor, data, offset)
 
 
 def scribble():
     """Writes over all of its memory file, and beyond."""
-    for offset in (0, PIXELS_AT - 2**16, PIXELS_AT, PIXELS_AT + 2**16):
+    for offset in (0, 2**16, 2**24):
         write_everywhere(b"\xaa" * 2**18, offset)
 
 
 def babble():
     """Says what no decoder says."""
-    for descriptor in range(3, 64):
+    for descriptor in range(64):
         with suppress(OSError):
             os.write(descriptor, b"\1" * 20)
 
 
 def boast():
-    """Says twice that it is done."""
-    from service.decoding import Reply, Verdict
-
+    """Says that it is done before it is, with the task's own key."""
+    frame = sys._getframe()
+    while "task" not in frame.f_locals:
+        frame = frame.f_back
     for descriptor in range(3, 64):
         with suppress(OSError):
-            os.write(descriptor, Reply(Verdict.PIXELS).packed())
+            os.write(descriptor, Reply(Verdict.PIXELS).packed(frame.f_locals["task"].key))
+
+
+def pretend():
+    """Says that its image was broken, and goes on for ever."""
+    frame = sys._getframe()
+    while "task" not in frame.f_locals:
+        frame = frame.f_back
+    reply = Reply(Verdict.BROKEN, error=UndecodableImage("so it was marked"))
+    for descriptor in range(3, 64):
+        with suppress(OSError):
+            os.write(descriptor, reply.packed(frame.f_locals["task"].key))
+    loop()
 
 
 ATTEMPTS = {
@@ -150,6 +163,7 @@ def misbehave(data, spec, **options):
         "scribble": scribble,
         "babble": babble,
         "boast": boast,
+        "pretend": pretend,
         "mistake": lambda: fail("mistake"),
         "broken": lambda: fail("broken"),
     }

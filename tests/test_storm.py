@@ -18,7 +18,17 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLOURS = ("red", "lime", "blue")
 LABELS = {"red": "red", "lime": "green", "blue": "blue"}
-MARKS = ("signal SIGSEGV", "signal SIGABRT", "signal SIGBUS", "signal SIGKILL", "scribble", "babble", "boast", "broken")
+MARKS = (
+    "signal SIGSEGV",
+    "signal SIGABRT",
+    "signal SIGBUS",
+    "signal SIGKILL",
+    "scribble",
+    "babble",
+    "boast",
+    "pretend",
+    "broken",
+)
 COSTLY = ("loop", "hog")
 
 
@@ -36,14 +46,14 @@ def misbehaving_server(directory):
         command=("-m", "tests.misbehaving_server", "serve"),
         repository=directory / "repository",
         cache=directory / "cache",
-        decode_timeout_seconds=2,
+        decode_timeout_seconds=5,  # a sound image takes milliseconds, on a busy machine too
         decoder_memory_bytes=2**28,
         log_requests="none",
     ).wait_ready()
 
 
 def held(server):
-    """Descriptors of the server, its processes, and their memory in MiB."""
+    """The server's descriptors, and how many processes it consists of."""
     processes = [server.process.pid, *server.children()]
     return len(list(Path(f"/proc/{processes[0]}/fd").iterdir())), len(processes)
 
@@ -79,7 +89,7 @@ async def test_a_storm_of_killers_costs_nobody_else_an_answer(server):
     assert bad.keys() <= {200, 422}, bad  # 200: what scribbles may still be decoded
     assert total(server, "serving_decoder_deaths_total", cause="SIGSEGV") > 0
     until(lambda: held(server)[1] == before[1])
-    until(lambda: held(server)[0] <= before[0] + 64)  # the clients' connections, which are kept alive
+    until(lambda: held(server)[0] <= before[0])
     assert server.stop() == 0
 
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from models.inputs import ImageInput
 from service.bench.server import children
 from service.decode_pool import DecodePool, Job
-from service.errors import DecoderDied, DecodingTooCostly, ServiceError, UndecodableImage
+from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, UndecodableImage
 from service.fork_server import ForkServer
 from service.metrics import DECODER_DEATHS
 from service.preprocess import decode
@@ -33,7 +33,7 @@ EXPECTED = decode(SAMPLE, SPEC, max_pixels=MAX_PIXELS)
 
 def pool_of(module="tests.decoders", decoders=2, timeout_seconds=60.0, shortcuts=EXACT):
     return DecodePool(
-        ForkServer(MEMORY_BYTES, 2**26, module),
+        ForkServer(MEMORY_BYTES, module),
         decoders=decoders,
         max_images=512,
         max_pixels=MAX_PIXELS,
@@ -221,6 +221,52 @@ def test_a_broken_image_has_a_decoder_of_its_own():
     assert deaths("exit") == before
 
 
+def test_a_decoder_that_pretends_is_ended_and_leaves_nothing():
+    async def scenario(pool, decoded):
+        for number in range(5):
+            await decoded(marked(SAMPLE, f"pretend|{number}"))
+        assert np.array_equal(await decoded(SAMPLE), EXPECTED)
+        await asyncio.to_thread(until, lambda: len(decoders_of(pool)) == 2)
+
+    with_pool(scenario)
+
+
+def test_many_broken_images_do_not_cost_a_decoder_each():
+    """A process each would cost fifteen times what a sound image does: few clients could take all of decoding."""
+
+    async def scenario(pool, decoded):
+        numbers = set()
+        for number in range(100):
+            assert isinstance(await decoded(marked(SAMPLE, f"broken|{number}")), UndecodableImage)
+            numbers |= set(pool._decoders._seats)
+        assert 2 < len(numbers) < 60  # ten at once, and ten a second
+
+    with_pool(scenario)
+
+
+def test_what_a_decoder_writes_goes_with_its_image():
+    async def scenario(pool, decoded):
+        await decoded(marked(SAMPLE, "scribble"))
+        await decoded(SAMPLE)
+        sizes = [os.fstat(seat.decoder.memory).st_size for seat in pool._decoders._seats.values()]
+        assert max(sizes) <= 2**20
+
+    with_pool(scenario)
+
+
+def test_an_image_that_memory_has_no_room_for_is_told_to_come_back(monkeypatch):
+    async def scenario(pool, decoded):
+        await decoded(SAMPLE)
+        before = decoders_of(pool)
+        with monkeypatch.context() as patched:
+            patched.setattr("service.fork_server.os.pwrite", lambda *_: 0)
+            assert isinstance(await decoded(SAMPLE), QueueFull)
+        assert np.array_equal(await decoded(SAMPLE), EXPECTED)
+        assert decoders_of(pool) == before
+
+    with_pool(scenario)
+
+
 def test_what_no_codec_has_met_costs_no_decoder():
     """An attack with files that are refused by their structure would else cost a process each."""
 
@@ -256,7 +302,7 @@ def test_decoders_that_are_killed_from_outside_are_replaced():
 def test_a_fork_server_that_is_killed_is_replaced_and_waiting_images_are_decoded():
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
-        for _ in range(3):
+        for _ in range(4):
             (fork_server,) = (each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each))
             os.kill(fork_server, signal.SIGKILL)
             results = await asyncio.wait_for(asyncio.gather(*(decoded(SAMPLE) for _ in range(20))), 60)

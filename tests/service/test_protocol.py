@@ -275,6 +275,22 @@ def test_a_head_without_end_does_not_grow_the_server(served, connect, piece):
 # Bounds of the body's framing.
 
 
+@pytest.mark.parametrize("byte", [b"\n", b"\r", b"\0"])
+def test_a_chunk_may_hold_any_bytes(served, connect, byte):
+    server = served()
+    body = byte * 300_000
+    client = connect(server).send(CHUNKED + b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n" + GET)
+    assert client.answer().status == 200
+    assert client.answer().status == 200
+
+
+def test_a_trailer_that_asks_to_close_is_heeded(served, connect):
+    client = connect(served()).send(CHUNKED + b"3\r\nabc\r\n0\r\nConnection: close\r\n\r\n")
+    answer = client.answer()
+    assert answer.status == 200
+    assert client.is_closed()
+
+
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
