@@ -23,7 +23,7 @@ from models.errors import ArtifactError, first_line
 from models.events import Events
 from models.inputs import Frozen, ImageInput
 from models.machine import resident_bytes
-from models.manifest import read_published
+from models.manifest import PUBLISH_AGAIN, read_published
 from models.runtime import session_options
 from models.sample_items import sample_items
 
@@ -55,7 +55,10 @@ def check(job: Job, step: Callable[[str], AbstractContextManager[None]]) -> Foun
     """Opens and runs the version as the server does. Raises ArtifactError, MemoryError, OSError, ValidationError."""
     before, _ = resident_bytes()
     with step("read"):
-        manifest, content = read_published(job.directory)
+        try:
+            manifest, content = read_published(job.directory)
+        except OSError as error:
+            raise ArtifactError(f"a published file cannot be read: {error.strerror}", PUBLISH_AGAIN) from error
     with step("open"):
         try:
             session = onnxruntime.InferenceSession(

@@ -53,7 +53,7 @@ class Checker:
         """The version in that directory, which runs on batches of these sizes. Raises RepositoryError."""
         with told(directory):
             manifest = await asyncio.to_thread(published.read_manifest, directory)
-        key = _key(manifest, batches)
+        key = await asyncio.to_thread(_key, manifest, batches)
         kept = self._cache / "checked" / f"{key}.json"
         if (found := await asyncio.to_thread(_read, kept)) is None:
             async with self._places.place(model):

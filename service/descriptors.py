@@ -25,4 +25,7 @@ def connection_limit(wanted: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(1, min(wanted, soft - min(KEPT_FREE, soft // 2)))
+    limit = max(1, min(wanted, soft - min(KEPT_FREE, soft // 2)))
+    if limit < wanted:
+        log.warning("there are fewer connections than wanted", limit=limit, wanted=wanted, cure="raise `ulimit -n`")
+    return limit

@@ -30,7 +30,7 @@ REQUEST_SECONDS = Histogram(
 )
 REFUSALS = Counter(
     "serving_refusals",
-    "Connections ended before the application saw a request, or by a client that did not read or send; "
+    "Connections that the server ended by itself, for what a client sent, or did not send or read; "
     "code is client_gone or the error's",
     ("code",),
 )

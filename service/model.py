@@ -144,9 +144,15 @@ class Model:
         return self._choose({*self.ready, version}) == version
 
     def _choose(self, ready: Collection[int]) -> int | None:
-        """The version that routing.toml names, else the highest that is not on trial, else any."""
+        """The version that routing.toml names, else the highest that is not on trial, else any.
+
+        At the start none answers in the place of the named one until that has been tried: who was rolled back stays so.
+        """
         if self.routing.live in ready:
             return self.routing.live
+        named = self.records.get(self.routing.live or 0)
+        if self.is_awaited and named is not None and named.loading is not None:
+            return None
         settled = [number for number in ready if not self.routing.part(number).is_trial]
         return max(settled or ready, default=None)
 

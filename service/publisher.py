@@ -222,7 +222,8 @@ class Publisher:
         directory = self._root / model
         for _ in range(100):  # another process may take a number first
             try:
-                number = version or next_version(directory)
+                with _told():
+                    number = version or next_version(directory)
             except ArtifactError as error:
                 raise Conflict(str(error), cure="give a free number: ?version=2; or delete that version") from error
             try:

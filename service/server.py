@@ -76,9 +76,7 @@ class Server(uvicorn.Server):
             log.error("cannot listen", reason=error.message, cure=error.cure)
             return EXIT_NOT_STARTED
         self.run()
-        if not self.started:
-            return 1
-        return self._lifecycle.exit_code
+        return self._lifecycle.exit_code if self.started else EXIT_NOT_STARTED
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts, and says where, once the application has started."""

@@ -56,10 +56,11 @@ class Settings(BaseSettings):
         "where so much is free for each",
     )
     check_timeout_seconds: Timeout = Field(
-        300, description="The check of a published version, which is opened in a child first, is killed after that"
+        300, description="A check of a published version, which a child opens first, is killed if it takes longer"
     )
     check_memory_bytes: PositiveInt = Field(
-        DEFAULT_CONVERSION_MEMORY_BYTES, description="So is one that has more in memory, or 90 % of what was free"
+        DEFAULT_CONVERSION_MEMORY_BYTES,
+        description="A check that has more in memory, or 90 % of what was free, is killed",
     )
 
     # Where.
@@ -85,7 +86,9 @@ class Settings(BaseSettings):
     linger_seconds: Timeout = Field(
         5.0, description="How long, after an answer that came before the request's end, the rest of it is read"
     )
-    max_linger_bytes: PositiveInt = Field(64 * MIB, description="Bytes of that rest, at most; then the connection ends")
+    max_linger_bytes: PositiveInt = Field(
+        64 * MIB, description="Bytes of a request read after its answer, at most; then it is cut off"
+    )
 
     # The engine.
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
