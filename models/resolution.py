@@ -196,7 +196,8 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
     if not path.is_file():
         return ()
     try:
-        return tuple(toml_file.read_bytes(path, MOST_LABEL_BYTES).decode("utf-8-sig").splitlines())
+        content = toml_file.read_bytes(path, MOST_LABEL_BYTES, cure="write one short label a line")
+        return tuple(content.decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
 

@@ -74,8 +74,8 @@ def read(path: Path) -> Mapping[str, Any]:
     return parse(read_bytes(path, MOST_BYTES), path.name) if os.path.lexists(path) else {}
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a file that has at most so many bytes. Raises ArtifactError, OSError.
+def read_bytes(path: Path, most: int, cure: str = _SHORTER) -> bytes:
+    """The content of a file that has at most so many bytes. Raises ArtifactError, with that cure, and OSError.
 
     A link is followed, as Kubernetes makes them; but no pipe or device is waited for.
     """
@@ -85,5 +85,5 @@ def read_bytes(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise ArtifactError(f"{path.name} is not a regular file", "replace it by the file itself")
         if found.st_size > most:
-            raise ArtifactError(f"{path.name} has {found.st_size} bytes, and {most} are allowed", _SHORTER)
+            raise ArtifactError(f"{path.name} has {found.st_size} bytes, and {most} are allowed", cure)
         return file.read(found.st_size)

@@ -91,7 +91,9 @@ class Loader:
             tell(f"checking: {step}")
             log.info("checking", model=f"{version.model} version {version.number}", step=step)
 
-        batches = sorted({*CHECKED_BATCHES, planned.buckets[-1]})
+        # A GPU's largest batch is not for the child, which has the CPU alone.
+        largest = {planned.buckets[-1]} if planned.provider == CPU else set()
+        batches = sorted({*CHECKED_BATCHES, *largest})
         return await self._checker.check(version.model, directory, batches, on_step)
 
     async def _converted(self, version: Version, artifact: Artifact, tell: Tell) -> Path:

@@ -179,6 +179,7 @@ def test_a_crash_in_native_code_is_one():
     with_pool(scenario)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "cause"), [("loop", "timeout"), ("hog", "memory")])
 def test_an_image_that_costs_too_much_is_stopped(what, cause):
     bad = marked(SAMPLE, what)
@@ -194,6 +195,7 @@ def test_an_image_that_costs_too_much_is_stopped(what, cause):
     assert deaths(cause) == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["scribble", "babble", "boast", "exit"])
 def test_a_decoder_that_lies_harms_nobody_else(what):
     async def scenario(_, decoded):
@@ -231,6 +233,7 @@ def test_a_decoder_that_pretends_is_ended_and_leaves_nothing():
     with_pool(scenario)
 
 
+@pytest.mark.slow
 def test_many_broken_images_do_not_cost_a_decoder_each():
     """A process each would cost fifteen times what a sound image does: few clients could take all of decoding."""
 
@@ -287,6 +290,7 @@ def test_what_no_codec_has_met_costs_no_decoder():
     with_pool(scenario)
 
 
+@pytest.mark.slow
 def test_decoders_that_are_killed_from_outside_are_replaced():
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
@@ -299,6 +303,7 @@ def test_decoders_that_are_killed_from_outside_are_replaced():
     with_pool(scenario)
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_is_killed_is_replaced_and_waiting_images_are_decoded():
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
@@ -359,6 +364,7 @@ def test_signals_of_the_group_do_not_end_decoders():
     with_pool(scenario)
 
 
+@pytest.mark.slow
 def test_memory_that_a_large_image_took_comes_back():
     large = images.png(Image.new("RGB", (6000, 4000)))
 

@@ -429,7 +429,7 @@ def test_a_long_rest_is_told_to_close_and_dropped(served, connect, framing):
 
 
 def test_a_client_that_sends_all_before_it_reads_gets_its_early_answer(served, connect):
-    client = connect(served(max_linger_bytes=32 * 1024 * 1024))
+    client = connect(served(max_linger_bytes=32 * 1024 * 1024, linger_seconds=60))
     assert client.send(post(bytes(20 * 1024 * 1024), b"/early")).answer().status == 404
     assert client.send(GET).answer().status == 200
 
