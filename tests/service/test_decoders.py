@@ -78,6 +78,12 @@ def decoders_of(pool):
     return child_processes(fork_server)
 
 
+async def all_decoders_of(pool):
+    """The same, once both have been forked."""
+    await asyncio.to_thread(until, lambda: len(decoders_of(pool)) == 2)
+    return decoders_of(pool)
+
+
 def command(process):
     return Path(f"/proc/{process}/cmdline").read_bytes()
 
@@ -212,7 +218,7 @@ def test_a_broken_image_has_a_decoder_of_its_own():
 
     async def scenario(pool, decoded):
         await asyncio.gather(*(decoded(SAMPLE) for _ in range(8)))
-        before = decoders_of(pool)
+        before = await all_decoders_of(pool)
         assert len(before) == 2
         assert isinstance(await decoded(marked(SAMPLE, "broken")), UndecodableImage)
         until(lambda: len(decoders_of(pool) - before) == 1 and len(decoders_of(pool)) == 2)
@@ -260,7 +266,7 @@ def test_what_a_decoder_writes_goes_with_its_image():
 def test_an_image_that_memory_has_no_room_for_is_told_to_come_back(monkeypatch):
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
-        before = decoders_of(pool)
+        before = await all_decoders_of(pool)
         with monkeypatch.context() as patched:
             patched.setattr("service.fork_server.os.pwrite", lambda *_: 0)
             assert isinstance(await decoded(SAMPLE), QueueFull)
@@ -275,7 +281,7 @@ def test_what_no_codec_has_met_costs_no_decoder():
 
     async def scenario(pool, decoded):
         await asyncio.gather(*(decoded(SAMPLE) for _ in range(8)))
-        before = decoders_of(pool)
+        before = await all_decoders_of(pool)
         for body in (
             b"",
             b"text",
@@ -354,7 +360,7 @@ def test_signals_of_the_group_do_not_end_decoders():
 
     async def scenario(pool, decoded):
         await asyncio.gather(*(decoded(SAMPLE) for _ in range(4)))
-        before = decoders_of(pool)
+        before = await all_decoders_of(pool)
         for process in before:
             os.kill(process, signal.SIGTERM)
             os.kill(process, signal.SIGINT)
