@@ -24,6 +24,8 @@ from tests import images
 from tests.decoders import ATTEMPTS, marked
 from tests.servers import until
 
+pytestmark = pytest.mark.slow  # each starts processes
+
 MAX_PIXELS = 50_000_000
 MEMORY_BYTES = 512 * 2**20
 SPEC = ImageInput(height=64, width=96, resize="stretch")
@@ -185,7 +187,6 @@ def test_a_crash_in_native_code_is_one():
     with_pool(scenario)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("what", "cause"), [("loop", "timeout"), ("hog", "memory")])
 def test_an_image_that_costs_too_much_is_stopped(what, cause):
     bad = marked(SAMPLE, what)
@@ -201,7 +202,6 @@ def test_an_image_that_costs_too_much_is_stopped(what, cause):
     assert deaths(cause) == before + 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["scribble", "babble", "boast", "exit"])
 def test_a_decoder_that_lies_harms_nobody_else(what):
     async def scenario(_, decoded):
@@ -239,7 +239,6 @@ def test_a_decoder_that_pretends_is_ended_and_leaves_nothing():
     with_pool(scenario)
 
 
-@pytest.mark.slow
 def test_many_broken_images_do_not_cost_a_decoder_each():
     """A process each would cost fifteen times what a sound image does: few clients could take all of decoding."""
 
@@ -296,7 +295,6 @@ def test_what_no_codec_has_met_costs_no_decoder():
     with_pool(scenario)
 
 
-@pytest.mark.slow
 def test_decoders_that_are_killed_from_outside_are_replaced():
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
@@ -309,7 +307,6 @@ def test_decoders_that_are_killed_from_outside_are_replaced():
     with_pool(scenario)
 
 
-@pytest.mark.slow
 def test_a_fork_server_that_is_killed_is_replaced_and_waiting_images_are_decoded():
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
@@ -370,7 +367,6 @@ def test_signals_of_the_group_do_not_end_decoders():
     with_pool(scenario)
 
 
-@pytest.mark.slow
 def test_memory_that_a_large_image_took_comes_back():
     large = images.png(Image.new("RGB", (6000, 4000)))
 
