@@ -97,6 +97,7 @@ class _ForkServer:
         signal.set_wakeup_fd(waker.fileno())
         try:
             with selectors.DefaultSelector() as selector:
+                self._ended = ended
                 self._private = (self._server, ended, waker, selector)
                 selector.register(self._server, selectors.EVENT_READ, self._take_order)
                 selector.register(ended, selectors.EVENT_READ, self._tell_endings)
@@ -145,7 +146,7 @@ class _ForkServer:
             os._exit(code)
 
     def _tell_endings(self) -> None:
-        self._private[1].recv(4096)
+        self._ended.recv(4096)
         while self._numbers:
             process, status = os.waitpid(-1, os.WNOHANG)
             if process == 0:

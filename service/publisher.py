@@ -19,7 +19,7 @@ from models import formats, toml_file, unpack
 from models.artifact import CONFIG_FILE, ModelConfig
 from models.errors import ArtifactError
 from models.publish import next_version, publish, remove, sync
-from service.child import UNPACKING, Child, Limits
+from service.child import UNPACKING, Child, Limits, Unconfined
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -64,7 +64,7 @@ class Publisher:
         self._idle_seconds = idle_seconds
         self._min_free_bytes = min_free_bytes
         self._unpacking = asyncio.Semaphore(_UNPACKERS)
-        self._warned = False
+        self._unconfined = Unconfined(UNPACKING)
 
     def tidy(self) -> None:
         """Removes what was left by processes that are gone; a room that is in use is locked."""
@@ -193,7 +193,7 @@ class Publisher:
     async def _unpack(self, archive: Path, target: Path, size: int) -> None:
         """Has a confined child unpack plain files and directories. Raises UploadInvalid, InsufficientStorage."""
         limits = Limits(_UNPACK_SECONDS + size / _UNPACK_BYTES_PER_SECOND, _UNPACK_MEMORY_BYTES, file_bytes=size)
-        child = Child(UNPACKING, archive.parent, limits, lambda _: None, self._warn)
+        child = Child(UNPACKING, archive.parent, limits, lambda _: None, self._unconfined)
         try:
             async with self._unpacking:
                 await child.run(json.dumps({"archive": str(archive), "directory": str(target)}))
@@ -210,12 +210,6 @@ class Publisher:
                 "the archive cannot be unpacked: it takes too much time or memory", cure=unpack.AGAIN
             ) from error
         await asyncio.to_thread(_check_unpacked, target, size)
-
-    def _warn(self, unconfined: str) -> None:
-        """Says once what of the sandbox this system does not offer."""
-        if not self._warned:
-            self._warned = True
-            log.warning("unpacking is not confined", missing=unconfined, cure="give the token to people you trust")
 
     def publish(self, staged: Path, model: str, version: int | None = None) -> int:
         """Puts a received version into its place, under the next free number unless one is given. Raises Conflict."""

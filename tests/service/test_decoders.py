@@ -33,6 +33,12 @@ SAMPLE = images.jpeg(images.gradient())
 EXPECTED = decode(SAMPLE, SPEC, max_pixels=MAX_PIXELS)
 
 
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    """A fork server finds its module without the directory in which it is started."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
 def pool_of(module="tests.decoders", decoders=2, timeout_seconds=60.0, shortcuts=EXACT):
     return DecodePool(
         ForkServer(MEMORY_BYTES, module),
