@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from models.inputs import ImageInput
-from service.decoders import FORK_SERVER, GARBLED, MEMORY, TIMEOUT, Decoders, Lost, Result
+from service.decoders import MACHINE, MEMORY, TIMEOUT, Decoders, Lost, Result
 from service.decoding import LARGE_PIXELS, Task, Verdict
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, ShuttingDown
 from service.fork_server import Forks, ForkServer, NoRoom
@@ -32,8 +32,7 @@ log = structlog.get_logger()
 
 # For how long the same bytes are refused: a minute where the machine may have been at fault, being slow or full.
 _REFUSED_SECONDS = 600.0
-_DOUBTFUL_SECONDS = 60.0
-_DOUBTFUL = {TIMEOUT, MEMORY, "SIGKILL"}  # the kernel kills where memory runs out
+_MACHINE_SECONDS = 60.0
 
 Decoded = Callable[[np.ndarray | ServiceError | None], None]
 """Takes the pixels, or why there are none; None where nobody wants them any more. Called once, on the event loop."""
@@ -53,7 +52,7 @@ class Job:
     began: float = 0.0
     """When a decoder got it; 0 while it waits."""
     is_again: bool = False
-    """A decoder was lost with it, and it is given to another."""
+    """A decoder was lost with it, for what may be another image's doing."""
     is_wanted: bool = True
     is_over: bool = False
 
@@ -88,6 +87,8 @@ class DecodePool:
         self._large_running = 0
         self._waiting: deque[Job] = deque()
         self._waiting_large: deque[Job] = deque()
+        self._waiting_again: deque[Job] = deque()
+        """They have lost a decoder. Each waits for a fresh one, of which one is started for each."""
         self._nothing_held = asyncio.Event()
         self._nothing_held.set()
 
@@ -149,9 +150,11 @@ class DecodePool:
 
     def _next(self) -> Job | None:
         """The image that has waited longest, of those that may be decoded now."""
-        for queue in (self._waiting, self._waiting_large):
+        for queue in (self._waiting, self._waiting_large, self._waiting_again):
             while queue and queue[0].is_over:
                 queue.popleft()
+        if self._waiting_again and self._decoders.has_fresh():
+            return self._waiting_again.popleft()
         queues = [self._waiting]
         if self._large_running < max(1, self._decoders.count - 1):
             queues.append(self._waiting_large)
@@ -163,7 +166,7 @@ class DecodePool:
         key = random.getrandbits(64)
         task = Task(key, len(job.data), self._max_pixels, pixels_now, job.spec, self._shortcuts)
         try:
-            self._decoders.begin(job.data, task, partial(self._end, job))
+            self._decoders.begin(job.data, task, partial(self._end, job), fresh=job.is_again)
         except NoRoom:
             self._settle(job, QueueFull("memory has no room for the image"))
             return
@@ -180,8 +183,8 @@ class DecodePool:
         if isinstance(result, np.ndarray):
             self._settle(job, result)
         elif isinstance(result, Lost):
-            # All ended together, or one said what may be the doing of the image before: another decoder gets this one.
-            if result.cause == FORK_SERVER or (result.cause == GARBLED and not job.is_again):
+            if result.is_doubtful:
+                log.warning("a decoder ended; its image is given to a fresh one", cause=result.cause)
                 job.is_again = True
                 self._wait_again(job)
             else:
@@ -199,7 +202,10 @@ class DecodePool:
         if not job.is_wanted:
             self._settle(job, None)
             return
-        (self._waiting_large if job.pixels else self._waiting).appendleft(job)
+        if job.is_again:
+            self._waiting_again.append(job)
+        else:
+            (self._waiting_large if job.pixels else self._waiting).appendleft(job)
         self._loop.call_soon(self._dispatch)
 
     def _admit_large(self, job: Job, pixels: int) -> None:
@@ -210,14 +216,14 @@ class DecodePool:
             megapixels = self._large_pixels // 10**6
             self._settle(job, QueueFull(f"large pictures of {megapixels} megapixels are waiting to be decoded"))
         else:
-            job.pixels = pixels
+            job.pixels, job.is_again = pixels, False
             self._large_pixels += pixels
             self._waiting_large.append(job)
             self._dispatch()
 
     def _blame(self, job: Job, cause: str, seconds: float) -> ServiceError:
         """The image ended its decoder, as far as anybody can know."""
-        refused_seconds = _DOUBTFUL_SECONDS if cause in _DOUBTFUL else _REFUSED_SECONDS
+        refused_seconds = _MACHINE_SECONDS if cause in MACHINE else _REFUSED_SECONDS
         digest = self._quarantine.add(job.data, cause, refused_seconds)
         log.error(
             "an image ended its decoder",

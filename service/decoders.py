@@ -28,12 +28,16 @@ _REPLACED_A_SECOND = 10.0
 
 # Why a decoder ended, beside the names of signals.
 TIMEOUT, MEMORY, GARBLED, EXIT, FORK_SERVER = "timeout", "memory", "garbled", "exit", "fork_server"
+# Of these, where the machine may be at fault, being slow or full: the kernel kills where memory runs out.
+MACHINE = {TIMEOUT, MEMORY, "SIGKILL"}
 
 
 class Lost(NamedTuple):
     """What became of an image whose decoder ended."""
 
     cause: str
+    is_doubtful: bool
+    """Another image may be to blame: a decoder that has met none is to have the last word."""
 
 
 Result = np.ndarray | Reply | Lost
@@ -55,6 +59,10 @@ class Seat:
 
     decoder: Decoder
     is_ready: bool = False
+    images: int = 0
+    """How many it has met."""
+    has_met_broken: bool = False
+    """One of them was broken, and the decoder was not replaced."""
     work: Work | None = None
     cause: str = ""
     """Why we ended it."""
@@ -98,12 +106,22 @@ class Decoders:
         """Whether one can take an image now."""
         return bool(self._idle)
 
-    def begin(self, data: bytes | memoryview, task: Task, then: Callable[[Result], None]) -> None:
+    def has_fresh(self) -> bool:
+        """Whether one can take an image now that has met none before."""
+        return any(seat.images == 0 for seat in self._idle)
+
+    def begin(
+        self, data: bytes | memoryview, task: Task, then: Callable[[Result], None], *, fresh: bool = False
+    ) -> None:
         """Hands an image to an idle decoder; `then` is called once, not before this returns.
+
+        `fresh`: to one that has met no image, of which there must be one (`has_fresh`).
 
         Raises OSError where the decoder has ended meanwhile: another can take the image; NoRoom where none can.
         """
-        seat = self._idle.pop()  # the one that was last at work: its memory is warm
+        # The one that was last at work, whose memory is warm.
+        index = next(index for index in reversed(range(len(self._idle))) if self._idle[index].images == 0 or not fresh)
+        seat = self._idle.pop(index)
         try:
             seat.decoder.begin(data, task)
         except NoRoom:
@@ -115,6 +133,7 @@ class Decoders:
             raise
         timer = self._loop.call_later(self._timeout_seconds, self._end, seat, TIMEOUT)
         seat.work = Work(task, then, timer)
+        seat.images += 1
 
     # Their lives.
 
@@ -178,7 +197,7 @@ class Decoders:
         if work is None:
             log.warning("a decoder ended", cause=cause)
         else:
-            work.then(Lost(cause))
+            work.then(Lost(cause, _is_doubtful(seat, cause)))
 
     def _on_ended(self, number: int, status: int) -> None:
         seat = self._seats.get(number)
@@ -232,11 +251,13 @@ class Decoders:
         work = _taken(seat)
         assert work is not None
         work.then(result)  # before the decoder takes another: what is counted of this one is over
-        if reply.verdict in (Verdict.BROKEN, Verdict.MISTAKE) and self._may_replace():
+        is_broken = reply.verdict in (Verdict.BROKEN, Verdict.MISTAKE)
+        if is_broken and self._may_replace():
             self._remove(seat)
             self._forks.kill(seat.decoder)  # it need not be what it says
             self._add()
         else:
+            seat.has_met_broken |= is_broken
             self._sit(seat)
 
     def _sit(self, seat: Seat) -> None:
@@ -255,6 +276,12 @@ def _is_plausible(reply: Reply, task: Task) -> bool:
     if reply.verdict is Verdict.LARGE:
         return task.pixels_now < reply.pixels <= task.max_pixels
     return reply.verdict is not Verdict.READY
+
+
+def _is_doubtful(seat: Seat, cause: str) -> bool:
+    if cause == FORK_SERVER:  # all ended together
+        return True
+    return seat.images > 1 and (seat.has_met_broken or cause not in MACHINE)
 
 
 def _taken(seat: Seat) -> Work | None:

@@ -107,6 +107,12 @@ def pretend():
     loop()
 
 
+def later():
+    """Leaves a decoder that dies of the next image."""
+    global decode  # noqa: PLW0603 - a thing that is broken for all who come after
+    decode = lambda *_, **__: os.abort()  # noqa: E731
+
+
 ATTEMPTS = {
     "open": lambda: os.open("/etc/hostname", os.O_RDONLY),
     "make": lambda: os.open("/tmp/made-by-a-decoder", os.O_CREAT | os.O_WRONLY),
@@ -152,6 +158,7 @@ def misbehave(data, spec, **options):
         return np.full(spec.shape, tried(argument), np.uint8)
     if what == "environment":
         return np.full(spec.shape, any(name.startswith("MENAGERIE") for name in os.environ), np.uint8)
+    decode_now = decode
     actions = {
         "": lambda: None,
         "signal": lambda: end_by(argument),
@@ -164,11 +171,12 @@ def misbehave(data, spec, **options):
         "babble": babble,
         "boast": boast,
         "pretend": pretend,
+        "later": later,
         "mistake": lambda: fail("mistake"),
         "broken": lambda: fail("broken"),
     }
     actions[what]()
-    return decode(data, spec, **options)
+    return decode_now(data, spec, **options)
 
 
 if __name__ == "__main__":
