@@ -6,8 +6,11 @@ import pytest
 import structlog
 from fastapi.testclient import TestClient
 
+from service import decode_pool
 from service.app import create_app
+from service.preprocess import decode
 from service.settings import Settings
+from tests.decoders import ThreadForks
 from tests.models.published import publish_numbers, publish_softmax
 from tests.servers import ServerProcess, until
 
@@ -47,8 +50,12 @@ def cache(tmp_path, checks):
 
 
 @pytest.fixture
-def application(repository, cache):
-    """Makes clients of applications with other settings; each is ready, unless told not to wait."""
+def application(repository, cache, monkeypatch):
+    """Makes clients of applications with other settings; each is ready, unless told not to wait.
+
+    Their decoders are threads, which start at once. Servers in a process of their own (`serve`) have real ones.
+    """
+    monkeypatch.setattr(decode_pool, "ForkServer", lambda _: ThreadForks(decode))
 
     @contextmanager
     def make(*, wait=True, **settings):

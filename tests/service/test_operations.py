@@ -93,7 +93,7 @@ class Operator:
     changes = (drop, touch, load, unload, cancel, activate, roll_back, delete, label, try_out, pin, unpin)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tmp_path, seed):  # noqa: F811
     publish_numbers(root / "model", 1)
     await reconciler.refresh()
