@@ -21,12 +21,12 @@ from typing import Any
 
 from models import catalog
 from models.architecture import Architecture
-from models.artifact import CONFIG_FILE, OVERRIDE_FILE
+from models.artifact.artifact import CONFIG_FILE, OVERRIDE_FILE
+from models.artifact.publish import next_version, publish, toml
+from models.artifact.resolution import read_labels
+from models.conversion.sandbox import die_with_parent
 from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, Frozen, ImageInput
-from models.publish import next_version, publish, toml
-from models.resolution import read_labels
-from models.sandbox import die_with_parent
 from models.zoo import keras_applications, torchvision_models
 
 BUILT_IN_LABELS = "imagenet"

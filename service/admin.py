@@ -10,8 +10,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 
-from models.publish import MAX_VERSION
-from models.toml_file import MOST_BYTES
+from models.artifact.publish import MAX_VERSION
+from models.artifact.toml_file import MOST_BYTES
 from service.body import BodyReader, declared_bytes
 from service.errors import BadRequest, BodyTooLarge, Unauthorized
 from service.operations import Operations

@@ -14,9 +14,9 @@ import onnxruntime
 import structlog
 from pydantic import ValidationError
 
-from models import manifest as published
-from models.check import Found, Job
-from models.manifest import Manifest
+from models.artifact import manifest as published
+from models.artifact.manifest import Manifest
+from models.conversion.check import Found, Job
 from service.child import CHECK, Child, Limits, OnStep, Unconfined
 from service.errors import RepositoryError
 from service.machine import usable_cores

@@ -58,7 +58,7 @@ class Work:
 
 
 CONVERSION = Work(
-    module="models.convert",
+    module="models.conversion.convert",
     title="conversion",
     process="converting process",
     timeout_setting="MENAGERIE_CONVERSION_TIMEOUT_SECONDS",
@@ -68,7 +68,7 @@ CONVERSION = Work(
     elsewhere="convert on a larger machine (menagerie convert)",
 )
 CHECK = Work(
-    module="models.check",
+    module="models.conversion.check",
     title="check",
     process="checking process",
     timeout_setting="MENAGERIE_CHECK_TIMEOUT_SECONDS",
@@ -77,7 +77,7 @@ CHECK = Work(
     cure="convert the weights again (menagerie convert), and publish the result",
     elsewhere="serve a smaller network, or smaller batches ([batching] in model.toml)",
 )
-UNPACKING = replace(CONVERSION, module="models.unpack", title="unpacking", process="unpacking process")
+UNPACKING = replace(CONVERSION, module="models.artifact.unpack", title="unpacking", process="unpacking process")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Limits:
 
 
 class Child:
-    """One run of a module in models.sandbox, which may write into one directory."""
+    """One run of a module in models.conversion.sandbox, which may write into one directory."""
 
     def __init__(self, work: Work, directory: Path, limits: Limits, on_step: OnStep, on_unconfined: OnStep) -> None:
         self._work = work
@@ -119,7 +119,7 @@ class Child:
             sys.executable,
             "-P",  # a directory called models where the server was started is not our package
             "-m",
-            "models.sandbox",
+            "models.conversion.sandbox",
             str(self._directory),
             str(self._limits.file_bytes),
             self._work.module,

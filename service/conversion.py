@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from models.artifact import Artifact
-from models.formats import is_regular
-from models.manifest import MANIFEST_FILE, ONNX_FILE, published_manifest
-from models.publish import publish
+from models.artifact.artifact import Artifact
+from models.artifact.formats import is_regular
+from models.artifact.manifest import MANIFEST_FILE, ONNX_FILE, published_manifest
+from models.artifact.publish import publish
 from service.child import CONVERSION, Child, Limits, OnStep, Unconfined
 from service.errors import ConversionError
 from service.room import room

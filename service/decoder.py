@@ -4,7 +4,8 @@
 
 CONTROL is the descriptor of a socket to the server. The fork server imports everything once, gives up what it can, and
 forks a decoder whenever it is asked to, within milliseconds; it tells how each ended. It reads no image itself. A
-decoder gives up the rest (`models/sandbox.py`), and decodes one image after the other until its socket closes.
+decoder gives up the rest (`models/conversion/sandbox.py`), and decodes one image after the other until its
+socket closes.
 """
 
 import gc
@@ -19,7 +20,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from models import sandbox
+from models.conversion import sandbox
 from models.inputs import ImageInput
 from service.decoding import ENDED, FORK, LARGE_PIXELS, NOT_STARTED, ORDER, TASK_BYTES, Reply, Task, Verdict
 from service.errors import ImageTooLarge, ServiceError, UndecodableImage

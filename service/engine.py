@@ -14,8 +14,8 @@ import numpy as np
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: since 1.29 the Linux wheels report home by default
 import onnxruntime
 
-from models.artifact import Precision
-from models.runtime import Level, session_options
+from models.artifact.artifact import Precision
+from models.conversion.graph.runtime import Level, session_options
 from service.errors import DeviceLost, EngineError
 from service.memory import trim_malloc
 from service.settings import Settings

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.artifact import NUMBERS_FILE, SAMPLES
-from models.formats import is_regular
+from models.artifact.artifact import NUMBERS_FILE, SAMPLES
+from models.artifact.formats import is_regular
 from models.inputs import PICTURE_SUFFIXES, ImageInput, Input, NumbersInput
 from service.errors import RepositoryError, ServiceError
 from service.servable import Item, Servable

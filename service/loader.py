@@ -9,8 +9,8 @@ from pathlib import Path
 
 import structlog
 
-from models.artifact import Artifact
-from models.manifest import ONNX_FILE
+from models.artifact.artifact import Artifact
+from models.artifact.manifest import ONNX_FILE
 from service import metrics
 from service.batcher import Batcher
 from service.checker import Checker, Passed

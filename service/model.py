@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from models.manifest import Manifest
+from models.artifact.manifest import Manifest
 from service import golden, metrics
 from service.repository import Signature
 from service.routing import Routing

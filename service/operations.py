@@ -8,8 +8,8 @@ from typing import TypeVar
 import structlog
 from pydantic import ValidationError
 
-from models import toml_file
-from models.artifact import CONFIG_FILE, MODEL_NAME, ModelConfig
+from models.artifact import toml_file
+from models.artifact.artifact import CONFIG_FILE, MODEL_NAME, ModelConfig
 from models.errors import ArtifactError
 from service import golden
 from service.errors import Conflict, InvalidInput, LoadFailed, ModelNotFound, RepositoryError

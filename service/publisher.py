@@ -15,10 +15,10 @@ from pathlib import Path
 
 import structlog
 
-from models import formats, toml_file, unpack
-from models.artifact import CONFIG_FILE, ModelConfig
+from models.artifact import formats, toml_file, unpack
+from models.artifact.artifact import CONFIG_FILE, ModelConfig
+from models.artifact.publish import next_version, publish, remove, sync
 from models.errors import ArtifactError
-from models.publish import next_version, publish, remove, sync
 from service.child import UNPACKING, Child, Limits, Unconfined
 from service.errors import (
     BodyTimeout,

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import structlog
 
-from models.artifact import MODEL_NAME
+from models.artifact.artifact import MODEL_NAME
 from service import golden, metrics
 from service.errors import GoldenDisagreement, ModelNotFound, NotEnoughMemory, RepositoryError, ServiceError
 from service.loader import Loader

@@ -11,13 +11,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models import catalog, manifest, toml_file
-from models.artifact import CALIBRATION_DIRECTORY, CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Artifact, ModelConfig
+from models import catalog
+from models.artifact import manifest, toml_file
+from models.artifact.artifact import (
+    CALIBRATION_DIRECTORY,
+    CONFIG_FILE,
+    MODEL_NAME,
+    OVERRIDE_FILE,
+    Artifact,
+    ModelConfig,
+)
+from models.artifact.formats import MOST_ENTRIES, below
+from models.artifact.manifest import MANIFEST_FILE, Manifest
+from models.artifact.publish import is_version
+from models.artifact.resolution import resolve
 from models.errors import ArtifactError
-from models.formats import MOST_ENTRIES, below
-from models.manifest import MANIFEST_FILE, Manifest
-from models.publish import is_version
-from models.resolution import resolve
 from service.errors import RepositoryError
 from service.routing import ROUTING_FILE, Routing
 

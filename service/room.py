@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from models.publish import remove
+from models.artifact.publish import remove
 
 _LOCK_SECONDS = 0.1
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
-from models.artifact import VersionNumber
+from models.artifact.artifact import VersionNumber
 from service import metrics
 from service.body import BodyReader
 from service.lifecycle import Lifecycle

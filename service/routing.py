@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from models.artifact import VersionNumber
+from models.artifact.artifact import VersionNumber
+from models.artifact.publish import toml
 from models.inputs import Frozen
-from models.publish import toml
 
 ROUTING_FILE = "routing.toml"
 LABEL = r"[a-z][a-z0-9._-]{0,63}"

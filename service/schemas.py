@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
+from models.artifact.manifest import Choice, Manifest, Parity
 from models.inputs import Input
-from models.manifest import Choice, Manifest, Parity
 from service.errors import ServiceError
 from service.golden import Report
 from service.model import Model, Record, State

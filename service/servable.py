@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from models.artifact.manifest import Manifest
 from models.inputs import ImageInput
-from models.manifest import Manifest
 from service.batcher import Answer, Batcher, Place
 from service.decode_pool import Decoded, DecodePool, Job
 from service.engine import Engine

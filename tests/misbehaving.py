@@ -1,6 +1,6 @@
 """Stands for a converter that an artifact has taken over: the note in its weights file says what it does.
 
-Run by service.child in place of models.convert. What it tries and may not do, it tells as its failure.
+Run by service.child in place of models.conversion.convert. What it tries and may not do, it tells as its failure.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ def in_a_session_of_its_own():
 
 def publish_sound(job):
     """Does what it is asked for: the softmax of its input."""
-    from models.artifact import Spec
+    from models.artifact.artifact import Spec
     from tests.models.published import edited, publish, softmax_onnx
 
     spec = Spec.model_validate(job["artifact"]["spec"])

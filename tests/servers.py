@@ -61,7 +61,8 @@ class ServerProcess:
 
     def converters(self):
         """Those that read weights."""
-        return [each for each in self.children() if b"models.sandbox" in Path(f"/proc/{each}/cmdline").read_bytes()]
+        sandbox = b"models.conversion.sandbox"
+        return [each for each in self.children() if sandbox in Path(f"/proc/{each}/cmdline").read_bytes()]
 
     def descriptors(self):
         """How many it has open."""

@@ -2,7 +2,7 @@
 
 import tarfile
 
-from models.unpack import MOST_MEMBERS
+from models.artifact.unpack import MOST_MEMBERS
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)

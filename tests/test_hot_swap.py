@@ -10,7 +10,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from models.manifest import MANIFEST_FILE
+from models.artifact.manifest import MANIFEST_FILE
 from service.publisher import STAGING
 from tests.models.make_twins import make_twins
 from tests.models.published import publish_ballast, publish_softmax

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from models.convert import STEPS
+from models.conversion.convert import STEPS
 from tests import images
 from tests.servers import ServerProcess, until
 from tests.service.test_routes import JPEG, error_of, total

@@ -11,7 +11,8 @@ import pytest
 from fastapi.routing import APIRoute
 from prometheus_client.metrics import MetricWrapperBase
 
-from models import artifact, catalog
+from models import catalog
+from models.artifact import artifact
 from models.inputs import NORMALIZATIONS, ImageInput
 from service import admin, errors, metrics
 from service.__main__ import app

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.artifact import Spec
+from models.artifact.artifact import Spec
 from models.errors import ArtifactError
 from models.train import data, fit, publish, report
 from models.train.checkpoints import Checkpoints, Epoch

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from models.artifact.publish import publish
 from models.errors import ArtifactError
 from models.inputs import Frozen
-from models.publish import publish
 from models.train.recipe import Recipe
 
 PROGRESS_FILE = "progress.json"

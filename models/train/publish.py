@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models import catalog, formats
-from models.artifact import CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Draft, ModelConfig, Spec
+from models import catalog
+from models.artifact import formats
+from models.artifact.artifact import CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Draft, ModelConfig, Spec
+from models.artifact.publish import next_version, publish, sync, toml
+from models.artifact.resolution import find_weights, specify
 from models.errors import ArtifactError
-from models.publish import next_version, publish, sync, toml
-from models.resolution import find_weights, specify
 
 LABELS_FILE = "labels.txt"
 

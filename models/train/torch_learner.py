@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from models import weights
 from models.architecture import Architecture
-from models.artifact import Spec
+from models.artifact.artifact import Spec
+from models.conversion.readers import weights
 from models.errors import ArtifactError
 from models.inputs import ImageInput
 from models.train.data import Array

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
+from models.artifact.manifest import Manifest
 from models.inputs import ImageInput
-from models.manifest import Manifest
 from service import raster
 from service.bench import agreement, limits, load
 from service.bench.report import Report, Result

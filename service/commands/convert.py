@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from models.artifact import CONFIG_FILE, OVERRIDE_FILE, Artifact
-from models.manifest import MANIFEST_FILE
+from models.artifact.artifact import CONFIG_FILE, OVERRIDE_FILE, Artifact
+from models.artifact.manifest import MANIFEST_FILE
 from service import logs
 from service.commands.console import complain, errors_told, out
 from service.commands.listing import known, versions

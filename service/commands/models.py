@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models import catalog as architectures
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
 from service.commands import remote
 from service.commands.console import errors_told, out
 from service.commands.listing import versions

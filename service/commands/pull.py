@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from models import catalog
-from models.artifact import MODEL_NAME
+from models.artifact.artifact import MODEL_NAME
 from models.errors import ArtifactError
 from service.child import CHILD_ENVIRONMENT
 from service.commands.console import errors_told, out

@@ -22,11 +22,11 @@ os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA
 import numpy as np
 
 from models import catalog, transplant
-from models.artifact import SAMPLES, Spec
-from models.export import forward, network_input
+from models.artifact.artifact import SAMPLES, Spec
+from models.conversion.graph.export import forward, network_input
+from models.conversion.graph.sample_items import sample_items
 from models.inputs import ImageInput
 from models.outputs import probabilities_of
-from models.sample_items import sample_items
 from service.preprocess import decode
 
 FILES = {"torch": "weights.pth", "keras": "weights.weights.h5"}

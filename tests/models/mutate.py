@@ -19,9 +19,10 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from models import catalog, weights, whole
-from models.artifact import Artifact
-from models.convert import build
+from models import catalog
+from models.artifact.artifact import Artifact
+from models.conversion.convert import build
+from models.conversion.readers import weights, whole
 from models.errors import ArtifactError
 from service.repository import Repository
 from tests.models import published

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.artifact import Spec
+from models.artifact.artifact import Spec
+from models.artifact.manifest import MANIFEST_FILE, ONNX_FILE, Manifest, Parity
 from models.inputs import ImageInput, NumbersInput
-from models.manifest import MANIFEST_FILE, ONNX_FILE, Manifest, Parity
 
 
 def softmax_onnx(spec):

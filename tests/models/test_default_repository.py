@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from models import catalog, weights
-from models.export import forward, network_input
+from models import catalog
+from models.conversion.graph.export import forward, network_input
+from models.conversion.readers import weights
 from models.inputs import NORMALIZATIONS, ImageInput
 from service.repository import Repository
 from service.settings import DEFAULT_REPOSITORY

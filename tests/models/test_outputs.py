@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
-from models.artifact import Spec
-from models.export import join
+from models.artifact.artifact import Spec
+from models.conversion.graph.export import join
 from models.inputs import NumbersInput
 from models.outputs import outputs_of, probabilities_of
 

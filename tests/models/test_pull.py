@@ -18,7 +18,8 @@ PULLED = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from models import catalog, pull, weights
+from models import catalog, pull
+from models.conversion.readers import weights
 from service.repository import Repository
 
 def pulled(version):

@@ -17,7 +17,8 @@ from models.zoo.torchvision_models import CHANNELS, PREFIX, ROWS, TRAINING_ONLY
 FACTS = """
 import json
 from torchvision import models
-from models import catalog, recognition
+from models import catalog
+from models.conversion.readers import recognition
 
 def parameters(network):
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
@@ -76,7 +77,8 @@ ANSWERS = f"""{TRAINED}
 import json, sys
 from pathlib import Path
 from torchvision import models
-from models import catalog, weights
+from models import catalog
+from models.conversion.readers import weights
 
 for name in sys.argv[2:]:
     official = {{"transform_input": True, "init_weights": False}} if name in {{"googlenet", "inception_v3"}} else {{}}

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+from models.artifact.manifest import published_manifest
 from models.catalog import CATALOG, find
+from models.conversion.graph.parity import BATCHES, TOLERANCE
 from models.inputs import ImageInput
-from models.manifest import published_manifest
-from models.parity import BATCHES, TOLERANCE
 from service.conversion import Converter
 from service.repository import Repository
 from tests.models.make_row import item, photo

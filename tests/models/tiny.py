@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.artifact import Spec
+from models.artifact.artifact import Spec
 from models.inputs import ImageInput
 from tests.models.published import publish
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from models.publish import MAX_VERSION
+from models.artifact.publish import MAX_VERSION
 from service import metrics
 from service.errors import UploadInvalid
 from service.model import Record

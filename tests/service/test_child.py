@@ -38,7 +38,8 @@ def groups():
 def converting():
     """The groups that conversions of this process lead."""
     leaders = {group for pid, (group, ours) in groups().items() if ours and pid == group}
-    return {leader for leader in leaders if b"models.sandbox" in command_of(leader)}  # the others decode images
+    sandbox = b"models.conversion.sandbox"
+    return {leader for leader in leaders if sandbox in command_of(leader)}  # the others decode images
 
 
 def command_of(process):

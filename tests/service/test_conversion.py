@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.convert import STEPS
+from models.conversion.convert import STEPS
 from service.conversion import Converter
 from service.engine import Engine, plan
 from service.errors import ConversionError, RepositoryError

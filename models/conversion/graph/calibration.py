@@ -1,0 +1,96 @@
+"""The items that a lower precision is calibrated on, and others that it is judged on."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.artifact.artifact import NUMBERS_FILE
+from models.errors import ArtifactError
+from models.inputs import ImageInput, Input, NumbersInput
+from models.train import data
+
+Array = NDArray[Any]
+
+ENOUGH = 50  # held-out images speak for themselves; fewer are seen in VIEWS each
+VIEWS = 10
+SIDE = 0.8  # of a view into a corner, of the picture's
+# Of the items; irrational, so that no pattern in their names, such as classes by turns, keeps a class from either side.
+HELD_OUT = (3 - math.sqrt(5)) / 2
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items as the served graph takes them."""
+
+    calibration: Array
+    judged: Array
+    images: int
+    """How many images, or rows of numbers, `judged` was made of."""
+
+
+def read(paths: Sequence[Path], item: Input) -> Items:
+    """Some of the items, evenly spread, are held out; what is there twice counts once. Raises ArtifactError."""
+    if not isinstance(item, ImageInput):
+        rows = np.unique(_numbers(paths, item), axis=0)
+        held = held_out(len(rows))
+        return Items(rows[~held], rows[held], int(held.sum()))
+    unique = list({hashlib.sha256(path.read_bytes()).digest(): path for path in paths}.values())
+    held = held_out(len(unique))
+    views = VIEWS if held.sum() < ENOUGH else 1
+    judged = [view for path, each in zip(unique, held, strict=True) if each for view in _views(path, item, views)]
+    others = [_views(path, item, 1)[0] for path, each in zip(unique, held, strict=True) if not each]
+    return Items(_stacked(others, item), _stacked(judged, item), int(held.sum()))
+
+
+def held_out(count: int) -> NDArray[np.bool_]:
+    """Which of so many items are held out."""
+    steps: NDArray[np.float64] = np.floor(np.arange(count + 1) * HELD_OUT + 0.3)
+    found: NDArray[np.bool_] = steps[1:] > steps[:-1]
+    return found
+
+
+def _stacked(pictures: Sequence[Array], item: ImageInput) -> Array:
+    return np.stack(pictures) if pictures else np.zeros((0, *item.shape), np.uint8)
+
+
+def _views(path: Path, item: ImageInput, count: int) -> list[Array]:
+    """The image as the server fits it; then its mirror image, its corners and their mirror images."""
+    try:
+        picture = data.picture(path)
+    except Exception as error:  # broken files make Pillow raise nearly anything
+        raise ArtifactError(
+            f"calibration image {path.name} cannot be read: {error}", "replace it, or delete it"
+        ) from error
+    found = []
+    for part in _parts(picture):
+        found += [part, part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+        if len(found) >= count:
+            break
+    return [data.pixels(np.asarray(part), item) for part in found[:count]]
+
+
+def _parts(picture: Image.Image) -> Iterator[Image.Image]:
+    yield picture
+    width, height = (max(1, round(SIDE * side)) for side in picture.size)
+    for left in (0, picture.width - width):
+        for top in (0, picture.height - height):
+            yield picture.crop((left, top, left + width, top + height))
+
+
+def _numbers(paths: Sequence[Path], item: NumbersInput) -> Array:
+    if not paths:
+        raise ArtifactError(
+            "numbers have no samples of ours to calibrate and to judge on",
+            f'put rows of yours into calibration/{NUMBERS_FILE}, {{"instances": [[...]]}}, or set precision = "fp32"',
+        )
+    try:
+        return item.read(paths[0].read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"calibration/{NUMBERS_FILE} has {error}", 'write {"instances": [[...]]}') from error

@@ -1,0 +1,23 @@
+"""Items to try a model on: our photographs, or seeded numbers."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.artifact.artifact import SAMPLES
+from models.inputs import ImageInput, Input
+
+
+def sample_items(item: Input) -> NDArray[Any]:
+    """Real photographs as the served graph takes them; for numbers, a seeded normal sample."""
+    if not isinstance(item, ImageInput):
+        return item.samples()
+    mode = "RGB" if item.channels == 3 else "L"  # noqa: PLR2004
+    size = (item.width, item.height)
+    pictures = []
+    for path in sorted(SAMPLES.glob("*.[jp][pn]g")):
+        with Image.open(path) as picture:
+            pictures.append(np.asarray(picture.convert(mode).resize(size, Image.Resampling.BILINEAR)))
+    return np.stack(pictures).reshape(-1, *item.shape)

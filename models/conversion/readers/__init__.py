@@ -1,0 +1,1 @@
+"""Files of weights -> a network of its framework. Imports graph, artifact, the catalog and the zoo."""
