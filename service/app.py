@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from service import admin
 from service.body import BodyReader
-from service.decode_pool import DecodePool
 from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
 from service.head import HeadMiddleware
+from service.images.decode_pool import DecodePool
 from service.lifecycle import Lifecycle
 from service.loader import Loader
 from service.memory import tune_malloc

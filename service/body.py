@@ -24,7 +24,7 @@ from service.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from service.servable import Item
+from service.inference.servable import Item
 from service.settings import Settings
 
 _MAX_FORM_FIELDS = 8

@@ -10,7 +10,7 @@ from models.artifact.artifact import NUMBERS_FILE, SAMPLES
 from models.artifact.formats import is_regular
 from models.inputs import PICTURE_SUFFIXES, ImageInput, Input, NumbersInput
 from service.errors import RepositoryError, ServiceError
-from service.servable import Item, Servable
+from service.inference.servable import Item, Servable
 
 GOLDEN_DIRECTORY = "golden"
 MAX_INPUTS = 64

@@ -12,22 +12,22 @@ import structlog
 from models.artifact.artifact import Artifact
 from models.artifact.manifest import ONNX_FILE
 from service import metrics
-from service.batcher import Batcher
 from service.checker import Checker, Passed
 from service.conversion import Converter
-from service.decode_pool import DecodePool
-from service.engine import CPU, CUDA, TENSORRT, Engine, plan
 from service.errors import ConversionError, DeviceLost, NotEnoughMemory, RepositoryError
+from service.images.decode_pool import DecodePool
+from service.inference.batcher import Batcher
+from service.inference.engine import CPU, CUDA, TENSORRT, Engine, plan
+from service.inference.servable import Servable
+from service.inference.tuning import tuned
+from service.inference.turns import Turns
 from service.lifecycle import Lifecycle
 from service.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
 from service.memory import MIB
 from service.places import Places
 from service.repository import Version, read_published
-from service.servable import Servable
 from service.settings import Settings
 from service.threads import to_its_end
-from service.tuning import tuned
-from service.turns import Turns
 
 log = structlog.get_logger()
 

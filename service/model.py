@@ -12,9 +12,9 @@ from typing import Any
 
 from models.artifact.manifest import Manifest
 from service import golden, metrics
+from service.inference.servable import Servable
 from service.repository import Signature
 from service.routing import Routing
-from service.servable import Servable
 
 
 class State(StrEnum):

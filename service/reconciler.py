@@ -10,11 +10,11 @@ import structlog
 from models.artifact.artifact import MODEL_NAME
 from service import golden, metrics
 from service.errors import GoldenDisagreement, ModelNotFound, NotEnoughMemory, RepositoryError, ServiceError
+from service.inference.servable import Servable
 from service.loader import Loader
 from service.model import Model, Record, State
 from service.registry import Registry
 from service.repository import Repository, Version
-from service.servable import Servable
 from service.settings import Settings
 
 log = structlog.get_logger()

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 from service.errors import ModelNotFound, ModelNotReady, ServiceError
+from service.inference.servable import Item, Outcome, Servable
 from service.model import Model, Record
-from service.servable import Item, Outcome, Servable
 from service.shadow import Mirror
 
 

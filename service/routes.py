@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from models.artifact.artifact import VersionNumber
 from service import metrics
 from service.body import BodyReader
+from service.inference.servable import Outcome
 from service.lifecycle import Lifecycle
 from service.middleware import RequestFacts
 from service.registry import Registry
@@ -24,7 +25,6 @@ from service.schemas import (
     ReadyAnswer,
     errors,
 )
-from service.servable import Outcome
 from service.settings import Settings
 
 STUCK_SECONDS = 120.0  # an engine call this long is no call any more

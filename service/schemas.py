@@ -10,10 +10,10 @@ from models.artifact.manifest import Choice, Manifest, Parity
 from models.inputs import Input
 from service.errors import ServiceError
 from service.golden import Report
+from service.inference.postprocess import Prediction
+from service.inference.servable import Outcome, Servable
 from service.model import Model, Record, State
-from service.postprocess import Prediction
 from service.routing import Part
-from service.servable import Outcome, Servable
 
 
 class Body(BaseModel):

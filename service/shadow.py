@@ -8,8 +8,8 @@ import structlog
 
 from service import metrics
 from service.errors import ServiceError
-from service.postprocess import Prediction
-from service.servable import Item, Servable
+from service.inference.postprocess import Prediction
+from service.inference.servable import Item, Servable
 
 log = structlog.get_logger()
 

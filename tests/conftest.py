@@ -6,9 +6,9 @@ import pytest
 import structlog
 from fastapi.testclient import TestClient
 
-from service import decode_pool
 from service.app import create_app
-from service.preprocess import decode
+from service.images import decode_pool
+from service.images.preprocess import decode
 from service.settings import Settings
 from tests.decoders import ThreadForks
 from tests.models.published import publish_numbers, publish_softmax

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from service.decoder import main, serve
-from service.decoding import Reply, Verdict
 from service.errors import UndecodableImage
-from service.preprocess import decode
+from service.images.decoder import main, serve
+from service.images.decoding import Reply, Verdict
+from service.images.preprocess import decode
 
 MARK = b"#!marked!"
 

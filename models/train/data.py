@@ -132,7 +132,7 @@ def _split(examples: Examples, count: int, seed: int) -> tuple[Examples, Example
     return examples.at(np.sort(rest)), examples.at(np.sort(chosen))
 
 
-# Pixels, as the server hands them to the network: service/preprocess.py has the same arithmetic for hostile bytes.
+# Pixels, as the server hands them to the network: service/images/preprocess.py computes the same, for hostile bytes.
 
 
 def picture(source: Path | Array) -> Image.Image:

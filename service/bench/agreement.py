@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from models.inputs import ImageInput
-from service import raster
-from service.engine import Engine
 from service.errors import ServiceError
-from service.preprocess import decode
-from service.shortcuts import EXACT, Shortcuts
+from service.images import raster
+from service.images.preprocess import decode
+from service.images.shortcuts import EXACT, Shortcuts
+from service.inference.engine import Engine
 
 Array = np.ndarray[Any, Any]
 

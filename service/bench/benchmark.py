@@ -18,18 +18,18 @@ from PIL import Image
 from models.artifact.artifact import Artifact
 from models.artifact.manifest import Manifest
 from models.inputs import ImageInput
-from service import raster
 from service.bench import agreement, limits, load
 from service.bench.report import Report, Result
 from service.bench.server import BenchError, Served, running, started, wait_until_ready
 from service.conversion import Converter
-from service.engine import CPU, Engine, plan
+from service.images import raster
+from service.images.preprocess import decode
+from service.images.shortcuts import Shortcuts
+from service.inference.engine import CPU, Engine, plan
 from service.machine import gpu_names, processor, usable_cores
 from service.memory import tune_malloc
-from service.preprocess import decode
 from service.repository import Repository, read_published
 from service.settings import Settings
-from service.shortcuts import Shortcuts
 
 TINY = Path(__file__).with_name("tiny")
 """A repository of one model that costs next to nothing: the mean colour of a few pixels."""

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from models.inputs import ImageInput
-from service import preprocess
 from service.bench import load, server
 from service.bench.agreement import pixels_of, whole
-from service.engine import Engine
-from service.shortcuts import Shortcuts
+from service.images import preprocess
+from service.images.shortcuts import Shortcuts
+from service.inference.engine import Engine
 
 Array = np.ndarray[Any, Any]
 

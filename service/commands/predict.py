@@ -14,8 +14,8 @@ from service.commands import remote
 from service.commands.console import errors_told, out
 from service.commands.listing import known
 from service.commands.options import CacheOption, RepositoryOption, UrlOption, read_settings
-from service.decode_pool import DecodePool
 from service.errors import RepositoryError
+from service.images.decode_pool import DecodePool
 from service.lifecycle import Lifecycle
 from service.loader import Loader
 from service.reconciler import Reconciler

@@ -27,7 +27,7 @@ from models.conversion.graph.export import forward, network_input
 from models.conversion.graph.sample_items import sample_items
 from models.inputs import ImageInput
 from models.outputs import probabilities_of
-from service.preprocess import decode
+from service.images.preprocess import decode
 
 FILES = {"torch": "weights.pth", "keras": "weights.weights.h5"}
 

@@ -335,7 +335,7 @@ def test_a_repository_that_cannot_be_written_is_told(admin, monkeypatch):
 @contextmanager
 def held_loads(monkeypatch):
     """Loads begin, and go on only when the context ends."""
-    from service.engine import Engine
+    from service.inference.engine import Engine
 
     go, begun, opened = threading.Event(), threading.Event(), []
     really = Engine.open

@@ -13,9 +13,9 @@ from PIL import Image
 
 from models.conversion.convert import STEPS
 from service.conversion import Converter
-from service.engine import Engine, plan
 from service.errors import ConversionError, RepositoryError
-from service.preprocess import decode
+from service.images.preprocess import decode
+from service.inference.engine import Engine, plan
 from service.repository import Repository, read_published
 from service.settings import DEFAULT_REPOSITORY, Settings
 from tests.images import PHOTOGRAPHS, photograph

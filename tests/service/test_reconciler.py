@@ -12,9 +12,9 @@ import pytest
 
 from service.checker import Checker
 from service.conversion import Converter
-from service.decode_pool import DecodePool
-from service.engine import Engine
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
+from service.images.decode_pool import DecodePool
+from service.inference.engine import Engine
 from service.lifecycle import Lifecycle
 from service.loader import Loader
 from service.metrics import generate_latest

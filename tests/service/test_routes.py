@@ -385,7 +385,7 @@ def test_health_says_whether_the_process_lives_and_is_ready(client):
 
 
 def test_a_stuck_engine_call_is_no_life(client, monkeypatch):
-    monkeypatch.setattr("service.batcher.Batcher.stuck_seconds", lambda _: 1000.0)
+    monkeypatch.setattr("service.inference.batcher.Batcher.stuck_seconds", lambda _: 1000.0)
     answer = client.get("/health/live")
     assert (answer.status_code, answer.json()) == (503, {"live": False})
 
@@ -480,7 +480,7 @@ def test_an_error_of_the_servers_own_keeps_its_shape_and_its_secrets(client, mon
     def broken(*_):
         raise ZeroDivisionError("/secret/path")
 
-    monkeypatch.setattr("service.servable.top_classes", broken)
+    monkeypatch.setattr("service.inference.servable.top_classes", broken)
     answer = client.post("/predict/colour", content=picture(), headers=JPEG)
     assert error_of(answer) == (500, "internal_error")
     assert "secret" not in answer.text

@@ -157,7 +157,7 @@ ENGINE = """
 import threading
 import service.golden
 from service.__main__ import main
-from service.engine import Engine
+from service.inference.engine import Engine
 from service.errors import DeviceLost
 from service.server import Server
 

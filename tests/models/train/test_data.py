@@ -10,7 +10,7 @@ from models.errors import ArtifactError
 from models.inputs import ImageInput, NumbersInput
 from models.train import data
 from models.train.recipe import Recipe
-from service.preprocess import decode
+from service.images.preprocess import decode
 
 RANDOM = np.random.default_rng(0)
 

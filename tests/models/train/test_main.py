@@ -16,7 +16,7 @@ from models.train import data, digits
 from models.train.__main__ import main
 from models.train.recipe import Recipe
 from service.conversion import Converter
-from service.engine import Engine, plan
+from service.inference.engine import Engine, plan
 from service.repository import Repository, read_published
 from service.settings import Settings
 from tests.models.train.recipes import FRAMEWORKS, QUICK, RECIPES, train

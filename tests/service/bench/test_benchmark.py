@@ -9,15 +9,15 @@ from models.inputs import ImageInput
 from service.bench import agreement, benchmark, limits, load
 from service.bench.benchmark import TINY
 from service.bench.server import BenchError
-from service.engine import Engine, plan
-from service.preprocess import decode
+from service.images.preprocess import decode
+from service.images.shortcuts import EXACT, Shortcuts
+from service.inference.engine import Engine, plan
 from service.repository import read_published
 from service.settings import Settings
-from service.shortcuts import EXACT, Shortcuts
 from tests import images
 from tests.models.tiny import make_tiny
+from tests.service.images.test_preprocess import reference
 from tests.service.test_main import run as menagerie
-from tests.service.test_preprocess import reference
 
 PHOTOGRAPH = benchmark.PHOTOGRAPH.read_bytes()
 

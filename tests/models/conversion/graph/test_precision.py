@@ -18,7 +18,7 @@ from models.conversion.graph import calibration, export, precision
 from models.conversion.graph.precision import Chosen, choose
 from models.errors import ArtifactError
 from models.inputs import ImageInput, NumbersInput
-from service.preprocess import decode
+from service.images.preprocess import decode
 
 TINTS = ((200, 60, 60), (60, 200, 60), (60, 60, 200))
 PROOF = Parity(relative_error=1e-7, probability_error=1e-7, top1_agreement=1, batches=(1, 3), items=8)

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from service.__main__ import app
 from service.conversion import Converter
-from service.engine import Engine, plan
 from service.errors import ConversionError
+from service.inference.engine import Engine, plan
 from service.repository import Repository, read_published
 from service.settings import Settings
 from tests.models.conversion.graph.test_onnx_file import model as onnx_model

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.engine import CPU, CUDA, TENSORRT, Engine, plan
 from service.errors import DeviceLost, EngineError
+from service.inference.engine import CPU, CUDA, TENSORRT, Engine, plan
 from service.settings import Settings
 
 EVERY_PROVIDER = (TENSORRT, CUDA, CPU)

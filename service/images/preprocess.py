@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 
 from models.inputs import ImageInput
-from service import raster
-from service.imagefile import UPRIGHT, Opened, open_image
-from service.raster import Raster
-from service.shortcuts import EXACT, Shortcuts
+from service.images import raster
+from service.images.imagefile import UPRIGHT, Opened, open_image
+from service.images.raster import Raster
+from service.images.shortcuts import EXACT, Shortcuts
 
 Picture = Image.Image | Raster
 

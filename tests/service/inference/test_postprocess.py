@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.postprocess import top_classes
+from service.inference.postprocess import top_classes
 
 # Few different values, so that many are equal.
 PROBABILITIES = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5]), min_size=1, max_size=30)

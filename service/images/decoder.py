@@ -1,6 +1,6 @@
 """The processes that decode images: a fork server, and the decoders that it forks.
 
-    python -P -m service.decoder CONTROL MEMORY_BYTES FILE_BYTES
+    python -P -m service.images.decoder CONTROL MEMORY_BYTES FILE_BYTES
 
 CONTROL is the descriptor of a socket to the server. The fork server imports everything once, gives up what it can, and
 forks a decoder whenever it is asked to, within milliseconds; it tells how each ended. It reads no image itself. A
@@ -22,11 +22,11 @@ import numpy as np
 
 from models.conversion import sandbox
 from models.inputs import ImageInput
-from service.decoding import ENDED, FORK, LARGE_PIXELS, NOT_STARTED, ORDER, TASK_BYTES, Reply, Task, Verdict
 from service.errors import ImageTooLarge, ServiceError, UndecodableImage
+from service.images.decoding import ENDED, FORK, LARGE_PIXELS, NOT_STARTED, ORDER, TASK_BYTES, Reply, Task, Verdict
+from service.images.preprocess import decode
+from service.images.shortcuts import EXACT, Shortcuts
 from service.memory import trim_malloc, tune_malloc
-from service.preprocess import decode
-from service.shortcuts import EXACT, Shortcuts
 
 Decode = Callable[..., np.ndarray]
 """`preprocess.decode`."""

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 
-from service.turns import Turns
+from service.inference.turns import Turns
 from tests.servers import until
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from service.batcher import Answer, Batcher
 from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, InvalidInput, ModelNotReady, QueueFull
-from service.turns import Turns
+from service.inference.batcher import Answer, Batcher
+from service.inference.turns import Turns
 from tests.servers import until
 
 pytestmark = pytest.mark.anyio
@@ -173,8 +173,8 @@ async def test_what_cannot_be_prepared_is_told_and_the_others_are_answered():
 
 
 async def test_an_idle_engine_does_not_wait_for_what_is_expected(monkeypatch):
-    monkeypatch.setattr("service.batcher._COMING", (1e9, 60.0))
-    monkeypatch.setattr("service.batcher._LONG_SECONDS", 0.0)
+    monkeypatch.setattr("service.inference.batcher._COMING", (1e9, 60.0))
+    monkeypatch.setattr("service.inference.batcher._LONG_SECONDS", 0.0)
     async with running(SumEngine()) as batcher:
         here, coming = batcher.expect(2, soon())
         batcher.enter((here, item(1)))
@@ -184,8 +184,8 @@ async def test_an_idle_engine_does_not_wait_for_what_is_expected(monkeypatch):
 
 
 async def test_an_engine_that_was_busy_waits_for_what_is_expected(monkeypatch):
-    monkeypatch.setattr("service.batcher._COMING", (1e9, 20.0))
-    monkeypatch.setattr("service.batcher._LONG_SECONDS", 0.0)
+    monkeypatch.setattr("service.inference.batcher._COMING", (1e9, 20.0))
+    monkeypatch.setattr("service.inference.batcher._LONG_SECONDS", 0.0)
     engine = GatedEngine()
     async with running(engine) as batcher:
         first = asyncio.ensure_future(submit(batcher, [item(0)], soon()))
@@ -217,23 +217,23 @@ async def beside_what_never_comes():
 
 
 async def test_an_engine_that_was_busy_waits_so_long_for_what_never_comes(monkeypatch):
-    monkeypatch.setattr("service.batcher._COMING", (1e9, 0.3))
-    monkeypatch.setattr("service.batcher._LONG_SECONDS", 0.0)
+    monkeypatch.setattr("service.inference.batcher._COMING", (1e9, 0.3))
+    monkeypatch.setattr("service.inference.batcher._LONG_SECONDS", 0.0)
     assert 0.299 < await beside_what_never_comes() < 10
 
 
 @pytest.mark.parametrize(("share", "long"), [(1.0, 0.0), (1e9, 10.0)])
 async def test_after_a_short_call_the_wait_is_a_share_or_none(monkeypatch, share, long):
-    monkeypatch.setattr("service.batcher._COMING", (share, 60.0))
-    monkeypatch.setattr("service.batcher._LONG_SECONDS", long)
+    monkeypatch.setattr("service.inference.batcher._COMING", (share, 60.0))
+    monkeypatch.setattr("service.inference.batcher._LONG_SECONDS", long)
     assert await beside_what_never_comes() < 20
 
 
 async def test_a_runner_that_has_its_turn_does_not_hand_it_back(monkeypatch):
     """What is expected while a runner waits for its turn is no reason to wait again, behind every other model."""
-    monkeypatch.setattr("service.batcher._RETURNING", (0.0, 0.0))
-    monkeypatch.setattr("service.batcher._COMING", (1e9, 60.0))
-    monkeypatch.setattr("service.batcher._LONG_SECONDS", 0.0)
+    monkeypatch.setattr("service.inference.batcher._RETURNING", (0.0, 0.0))
+    monkeypatch.setattr("service.inference.batcher._COMING", (1e9, 60.0))
+    monkeypatch.setattr("service.inference.batcher._LONG_SECONDS", 0.0)
     turns, busy, engine = Turns(1), GatedEngine(), SumEngine()
     async with running(busy, turns=turns) as first, running(engine, turns=turns) as second:
         await submit(second, [item(0)], soon())  # has been busy just now

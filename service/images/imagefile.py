@@ -10,7 +10,6 @@ import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401 - registers itself; Pillow would import all its plugins to find it
 from PIL import Image
 
-from service import raster
 from service.errors import (
     EmptyBody,
     ImageTooLarge,
@@ -19,8 +18,9 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
-from service.imageformat import image_format
-from service.raster import Raster
+from service.images import raster
+from service.images.imageformat import image_format
+from service.images.raster import Raster
 
 # The limit here is an argument. Pillow's is global, and warns before it refuses.
 Image.MAX_IMAGE_PIXELS = None

@@ -15,7 +15,7 @@ class Shortcuts:
     """Each is on by default where it changed no answer; the README shows what was measured."""
 
     simd: bool = True
-    """Decode and resize by `service/raster.py`, where its libraries are installed."""
+    """Decode and resize by `service/images/raster.py`, where its libraries are installed."""
     margin: float = 4.0
     """Decode a JPEG at 1/2, 1/4 or 1/8 where so many times the artifact's pixels are left of each side; 0: never."""
 

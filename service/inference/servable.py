@@ -11,13 +11,13 @@ import numpy as np
 
 from models.artifact.manifest import Manifest
 from models.inputs import ImageInput
-from service.batcher import Answer, Batcher, Place
-from service.decode_pool import Decoded, DecodePool, Job
-from service.engine import Engine
 from service.errors import InvalidInput, ServiceError
+from service.images.decode_pool import Decoded, DecodePool, Job
+from service.inference.batcher import Answer, Batcher, Place
+from service.inference.engine import Engine
+from service.inference.postprocess import Prediction, top_classes
+from service.inference.tuning import Tuning
 from service.metrics import ServableMetrics
-from service.postprocess import Prediction, top_classes
-from service.tuning import Tuning
 
 Array = np.ndarray[Any, Any]
 Item = bytes | Array

@@ -16,8 +16,8 @@ import numpy as np
 import structlog
 
 from service import metrics
-from service.decoding import NOT_STARTED, Reply, Task, Verdict
-from service.fork_server import Decoder, Forks, NoRoom
+from service.images.decoding import NOT_STARTED, Reply, Task, Verdict
+from service.images.fork_server import Decoder, Forks, NoRoom
 
 log = structlog.get_logger()
 

@@ -17,7 +17,7 @@ import structlog
 from pydantic import ValidationError
 
 from models.inputs import Frozen
-from service.engine import CPU, Engine, Plan
+from service.inference.engine import CPU, Engine, Plan
 from service.machine import processor
 
 log = structlog.get_logger()

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from service.quarantine import MOST, Quarantine
+from service.images.quarantine import MOST, Quarantine
 
 
 class Clock:

@@ -17,7 +17,6 @@ from PIL import Image
 from torchvision import transforms
 
 from models.inputs import ImageInput
-from service import imagefile, raster
 from service.errors import (
     EmptyBody,
     ImageTooLarge,
@@ -26,9 +25,10 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
-from service.preprocess import decode
-from service.raster import Raster
-from service.shortcuts import EXACT, Shortcuts
+from service.images import imagefile, raster
+from service.images.preprocess import decode
+from service.images.raster import Raster
+from service.images.shortcuts import EXACT, Shortcuts
 from tests import images
 
 MAX_PIXELS = 40_000_000
@@ -255,8 +255,8 @@ def test_libjpeg_turbo_gives_the_bits_that_pillow_gives_in_full_and_reduced(name
 LOSSLESS = """
 import sys
 from models.inputs import ImageInput
-from service.preprocess import decode
-from service.shortcuts import Shortcuts
+from service.images.preprocess import decode
+from service.images.shortcuts import Shortcuts
 from tests import images
 spec = ImageInput(height=32, width=32, channels=1)
 for side in (256, 512, 2048):

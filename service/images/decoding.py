@@ -19,7 +19,7 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
-from service.shortcuts import Shortcuts
+from service.images.shortcuts import Shortcuts
 
 LARGE_PIXELS = 2**22
 """A picture that claims more waits in a queue of its own."""

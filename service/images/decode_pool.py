@@ -17,16 +17,16 @@ import numpy as np
 import structlog
 
 from models.inputs import ImageInput
-from service.decoders import MACHINE, MEMORY, TIMEOUT, Decoders, Lost, Result
-from service.decoding import LARGE_PIXELS, Task, Verdict
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, ShuttingDown
-from service.fork_server import Forks, ForkServer, NoRoom
-from service.imageformat import image_format
+from service.images.decoders import MACHINE, MEMORY, TIMEOUT, Decoders, Lost, Result
+from service.images.decoding import LARGE_PIXELS, Task, Verdict
+from service.images.fork_server import Forks, ForkServer, NoRoom
+from service.images.imageformat import image_format
+from service.images.quarantine import Quarantine
+from service.images.shortcuts import EXACT, Shortcuts
 from service.logs import REQUEST_ID
 from service.machine import usable_cores
-from service.quarantine import Quarantine
 from service.settings import MAX_DECODERS, Settings
-from service.shortcuts import EXACT, Shortcuts
 
 log = structlog.get_logger()
 

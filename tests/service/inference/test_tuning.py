@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from service import tuning
-from service.engine import Engine, plan
+from service.inference import tuning
+from service.inference.engine import Engine, plan
+from service.inference.tuning import Tuning, candidates, tuned
 from service.settings import Settings
-from service.tuning import Tuning, candidates, tuned
 from tests.models.published import publish_softmax
 from tests.service.test_routes import JPEG, picture
 

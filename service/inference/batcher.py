@@ -20,8 +20,8 @@ import numpy as np
 import structlog
 
 from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, ModelNotReady, QueueFull, ServiceError
+from service.inference.turns import Turns
 from service.logs import REQUEST_ID
-from service.turns import Turns
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array], Array]

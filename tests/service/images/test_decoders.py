@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 
 from models.inputs import ImageInput
 from service.bench.server import children
-from service.decode_pool import DecodePool, Job
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, UndecodableImage
-from service.fork_server import ForkServer
+from service.images.decode_pool import DecodePool, Job
+from service.images.fork_server import ForkServer
+from service.images.preprocess import decode
+from service.images.shortcuts import EXACT, Shortcuts
 from service.metrics import DECODER_DEATHS
-from service.preprocess import decode
-from service.shortcuts import EXACT, Shortcuts
 from tests import images
 from tests.decoders import ATTEMPTS, marked
 from tests.servers import until
@@ -139,7 +139,7 @@ def test_decoders_decode_as_decode_does():
                     else:
                         assert np.array_equal(found, wanted)
 
-        with_pool(scenario, module="service.decoder", shortcuts=shortcuts)
+        with_pool(scenario, module="service.images.decoder", shortcuts=shortcuts)
 
 
 def test_a_decoder_may_do_nothing_but_decode():
@@ -314,7 +314,7 @@ def test_an_image_that_memory_has_no_room_for_is_told_to_come_back(monkeypatch):
         await decoded(SAMPLE)
         before = await all_decoders_of(pool)
         with monkeypatch.context() as patched:
-            patched.setattr("service.fork_server.os.pwrite", lambda *_: 0)
+            patched.setattr("service.images.fork_server.os.pwrite", lambda *_: 0)
             assert isinstance(await decoded(SAMPLE), QueueFull)
         assert np.array_equal(await decoded(SAMPLE), EXPECTED)
         assert decoders_of(pool) == before
@@ -370,7 +370,7 @@ def test_decoders_come_back_once_there_are_descriptors_again(monkeypatch):
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
         with monkeypatch.context() as patched, capture_logs() as logs:
-            patched.setattr("service.decoders.Decoder", no_descriptor)
+            patched.setattr("service.images.decoders.Decoder", no_descriptor)
             for process in decoders_of(pool):
                 os.kill(process, signal.SIGKILL)
             await asyncio.to_thread(until, lambda: any("could not be started" in each["event"] for each in logs))
@@ -394,7 +394,7 @@ def test_a_fork_server_that_cannot_be_started_is_tried_again(monkeypatch):
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
         return popen(*arguments, **options)
 
-    monkeypatch.setattr("service.fork_server.subprocess.Popen", fail_once)
+    monkeypatch.setattr("service.images.fork_server.subprocess.Popen", fail_once)
     with_pool(scenario)
     assert len(tries) == 2
 

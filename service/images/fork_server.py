@@ -1,4 +1,4 @@
-"""The server's hold on its fork server and on the decoders that it forks (`service/decoder.py`)."""
+"""The server's hold on its fork server and on the decoders that it forks (`service/images/decoder.py`)."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ import numpy as np
 
 from models.inputs import MAX_ITEM_BYTES, ImageInput
 from service.child import inherited
-from service.decoding import ENDED, FORK, KILL, NOT_STARTED, ORDER, REPLY_BYTES, Reply, Task
+from service.images.decoding import ENDED, FORK, KILL, NOT_STARTED, ORDER, REPLY_BYTES, Reply, Task
 
 _STOP_SECONDS = 5.0
 _AGAIN_SECONDS = 0.1
@@ -97,7 +97,7 @@ class Forks(Protocol):
 class ForkServer:
     """A child with all that decoding needs imported, which forks decoders within milliseconds."""
 
-    def __init__(self, memory_bytes: int, module: str = "service.decoder") -> None:
+    def __init__(self, memory_bytes: int, module: str = "service.images.decoder") -> None:
         self._command = ("-m", module)
         self._limits = (str(memory_bytes), str(MAX_ITEM_BYTES))
         self._process: subprocess.Popen[bytes] | None = None

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from models.inputs import ImageInput
-from service.decode_pool import DecodePool, Job
 from service.errors import ImageTooLarge, QueueFull, ServiceError, ShuttingDown, UndecodableImage
-from service.preprocess import decode
+from service.images.decode_pool import DecodePool, Job
+from service.images.preprocess import decode
 from tests import images
 from tests.decoders import ThreadForks
 

@@ -1,0 +1,1 @@
+"""Compressed bytes -> uint8 pixels, in processes of their own. Imports host, and models.inputs of models."""
