@@ -11,21 +11,21 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from service import admin
-from service.body import BodyReader
+from service.api import admin
+from service.api.body import BodyReader
+from service.api.middleware import RequestFacts, RequestMiddleware, error_response
+from service.api.routes import predict, router
 from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
-from service.head import HeadMiddleware
+from service.http.head import HeadMiddleware
 from service.images.decode_pool import DecodePool
 from service.lifecycle import Lifecycle
 from service.loader import Loader
 from service.memory import tune_malloc
-from service.middleware import RequestFacts, RequestMiddleware, error_response
 from service.operations import Operations
 from service.publisher import Publisher
 from service.reconciler import Reconciler
 from service.registry import Registry
 from service.repository import Repository
-from service.routes import predict, router
 from service.settings import Settings
 from service.shadow import Mirror
 

@@ -18,11 +18,11 @@ import structlog
 import uvicorn
 
 from service.app import create_app
-from service.descriptors import connection_limit, raise_limit
-from service.gate import Gate
+from service.http.descriptors import connection_limit, raise_limit
+from service.http.gate import Gate
+from service.http.listener import Listener, ListenError
+from service.http.protocol import http_protocol
 from service.lifecycle import Lifecycle
-from service.listener import Listener, ListenError
-from service.protocol import http_protocol
 from service.settings import Settings
 
 log = structlog.get_logger()

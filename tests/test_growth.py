@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.models.published import publish_numbers, publish_softmax
-from tests.service.test_routes import JPEG, picture
+from tests.service.api.test_routes import JPEG, picture
 
 pytestmark = pytest.mark.slow
 

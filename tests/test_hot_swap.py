@@ -15,8 +15,8 @@ from service.publisher import STAGING
 from tests.models.make_twins import make_twins
 from tests.models.published import publish_ballast, publish_softmax
 from tests.servers import until
-from tests.service.test_admin import AUTHORIZED, TOKEN, tar_of
-from tests.service.test_routes import JPEG, picture, total
+from tests.service.api.test_admin import AUTHORIZED, TOKEN, tar_of
+from tests.service.api.test_routes import JPEG, picture, total
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from PIL import Image
 from models.conversion.convert import STEPS
 from tests import images
 from tests.servers import ServerProcess, until
-from tests.service.test_routes import JPEG, error_of, total
+from tests.service.api.test_routes import JPEG, error_of, total
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

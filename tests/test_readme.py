@@ -14,9 +14,10 @@ from prometheus_client.metrics import MetricWrapperBase
 from models import catalog
 from models.artifact import artifact
 from models.inputs import NORMALIZATIONS, ImageInput
-from service import admin, errors, metrics
+from service import errors, metrics
 from service.__main__ import app
-from service.routes import router
+from service.api import admin
+from service.api.routes import router
 from service.routing import Part, Routing
 from service.settings import DEFAULT_REPOSITORY, Settings
 

@@ -12,7 +12,7 @@ from tests import images
 from tests.decoders import marked
 from tests.models.published import publish_softmax
 from tests.servers import ServerProcess, until
-from tests.service.test_routes import JPEG, error_of, picture, total
+from tests.service.api.test_routes import JPEG, error_of, picture, total
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from service import logs
+from service.api.schemas import PredictAnswer
 from service.commands import remote
 from service.commands.console import errors_told, out
 from service.commands.listing import known
@@ -21,7 +22,6 @@ from service.loader import Loader
 from service.reconciler import Reconciler
 from service.registry import Registry
 from service.repository import Repository
-from service.schemas import PredictAnswer
 from service.settings import Settings
 from service.shadow import Mirror
 

@@ -13,7 +13,7 @@ from models.catalog import CATALOG
 from service.__main__ import app
 from service.settings import DEFAULT_REPOSITORY
 from tests.models.make_weights import make_weights
-from tests.service.test_routes import picture
+from tests.service.api.test_routes import picture
 
 
 def run(*arguments, **environment):

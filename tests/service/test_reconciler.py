@@ -26,8 +26,8 @@ from service.shadow import Mirror
 from tests.models.published import SPEC, edited, endless, publish, publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
 from tests.servers import until
+from tests.service.api.test_routes import picture
 from tests.service.test_child import converting
-from tests.service.test_routes import picture
 
 pytestmark = pytest.mark.anyio
 

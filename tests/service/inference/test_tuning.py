@@ -9,7 +9,7 @@ from service.inference.engine import Engine, plan
 from service.inference.tuning import Tuning, candidates, tuned
 from service.settings import Settings
 from tests.models.published import publish_softmax
-from tests.service.test_routes import JPEG, picture
+from tests.service.api.test_routes import JPEG, picture
 
 
 @pytest.fixture

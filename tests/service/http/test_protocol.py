@@ -13,7 +13,8 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service import metrics, protocol
+from service import metrics
+from service.http import protocol
 from service.lifecycle import Lifecycle
 from service.server import uvicorn_options
 from service.settings import Settings

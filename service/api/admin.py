@@ -12,12 +12,12 @@ from starlette.requests import ClientDisconnect
 
 from models.artifact.publish import MAX_VERSION
 from models.artifact.toml_file import MOST_BYTES
-from service.body import BodyReader, declared_bytes
+from service.api.body import BodyReader, declared_bytes
+from service.api.schemas import ModelBody, UploadAnswer, VersionBody, errors
 from service.errors import BadRequest, BodyTooLarge, Unauthorized
 from service.operations import Operations
 from service.registry import Registry
 from service.routing import LABEL, SHADOW_PERCENT
-from service.schemas import ModelBody, UploadAnswer, VersionBody, errors
 from service.settings import Settings
 
 TAR = "application/x-tar"

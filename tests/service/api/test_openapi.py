@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.service.test_admin import AUTHORIZED, TOKEN
-from tests.service.test_routes import JPEG, error_of, picture
+from tests.service.api.test_admin import AUTHORIZED, TOKEN
+from tests.service.api.test_routes import JPEG, error_of, picture
 from tests.tars import WHOLE
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")

@@ -8,9 +8,9 @@ import socket
 import pytest
 from structlog.testing import capture_logs
 
-from service import descriptors, gate, listener
-from service.gate import Gate
-from service.listener import Listener, ListenError
+from service.http import descriptors, gate, listener
+from service.http.gate import Gate
+from service.http.listener import Listener, ListenError
 
 pytestmark = pytest.mark.anyio
 

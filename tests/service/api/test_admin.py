@@ -23,7 +23,7 @@ from tests import tars
 from tests.models.published import publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
 from tests.servers import until
-from tests.service.test_routes import JPEG, error_of, picture, total
+from tests.service.api.test_routes import JPEG, error_of, picture, total
 
 TOKEN = "correct horse battery"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}

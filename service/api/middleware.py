@@ -13,9 +13,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
+from service.api.schemas import ErrorAnswer, ErrorBody
 from service.errors import ServiceError, ShuttingDown
 from service.logs import REQUEST_ID
-from service.schemas import ErrorAnswer, ErrorBody
 
 log = structlog.get_logger()
 

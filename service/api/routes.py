@@ -10,13 +10,9 @@ from starlette.requests import ClientDisconnect
 
 from models.artifact.artifact import VersionNumber
 from service import metrics
-from service.body import BodyReader
-from service.inference.servable import Outcome
-from service.lifecycle import Lifecycle
-from service.middleware import RequestFacts
-from service.registry import Registry
-from service.routing import Label
-from service.schemas import (
+from service.api.body import BodyReader
+from service.api.middleware import RequestFacts
+from service.api.schemas import (
     LabelsAnswer,
     LiveAnswer,
     ModelBody,
@@ -25,6 +21,10 @@ from service.schemas import (
     ReadyAnswer,
     errors,
 )
+from service.inference.servable import Outcome
+from service.lifecycle import Lifecycle
+from service.registry import Registry
+from service.routing import Label
 from service.settings import Settings
 
 STUCK_SECONDS = 120.0  # an engine call this long is no call any more

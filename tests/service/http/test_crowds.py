@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from service.descriptors import raise_limit
+from service.http.descriptors import raise_limit
 from tests.servers import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service import metrics
+from service.api.middleware import error_response
 from service.errors import (
     BadRequest,
     BodyTimeout,
@@ -34,7 +35,6 @@ from service.errors import (
     UrlTooLong,
 )
 from service.lifecycle import Lifecycle
-from service.middleware import error_response
 from service.settings import Settings
 
 log = structlog.get_logger()

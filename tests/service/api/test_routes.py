@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.artifact.manifest import Choice, Manifest, Parity, Trial
 from service import errors, metrics
-from service.schemas import PredictAnswer
+from service.api.schemas import PredictAnswer
 from tests.models.saved import torch_bytes
 from tests.servers import until
 

@@ -1,0 +1,1 @@
+"""Requests -> answers, as FastAPI's routes. Imports versions and what is below them."""
