@@ -19,15 +19,15 @@ from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, Servic
 from service.http.head import HeadMiddleware
 from service.images.decode_pool import DecodePool
 from service.lifecycle import Lifecycle
-from service.loader import Loader
 from service.memory import tune_malloc
-from service.operations import Operations
-from service.publisher import Publisher
-from service.reconciler import Reconciler
-from service.registry import Registry
-from service.repository import Repository
+from service.repository.publisher import Publisher
+from service.repository.repository import Repository
 from service.settings import Settings
-from service.shadow import Mirror
+from service.versions.loader import Loader
+from service.versions.operations import Operations
+from service.versions.reconciler import Reconciler
+from service.versions.registry import Registry
+from service.versions.shadow import Mirror
 
 PREDICT = "/predict/"
 

@@ -21,7 +21,7 @@ from service.child import CHECK, Child, Limits, OnStep, Unconfined
 from service.errors import RepositoryError
 from service.machine import usable_cores
 from service.places import Places
-from service.repository import told
+from service.repository.repository import told
 from service.room import room
 from service.settings import Settings
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.artifact.manifest import MANIFEST_FILE
-from service.publisher import STAGING
+from service.repository.publisher import STAGING
 from tests.models.make_twins import make_twins
 from tests.models.published import publish_ballast, publish_softmax
 from tests.servers import until

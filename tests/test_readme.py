@@ -18,7 +18,7 @@ from service import errors, metrics
 from service.__main__ import app
 from service.api import admin
 from service.api.routes import router
-from service.routing import Part, Routing
+from service.repository.routing import Part, Routing
 from service.settings import DEFAULT_REPOSITORY, Settings
 
 ROOT = Path(__file__).parent.parent

@@ -15,10 +15,10 @@ from models.artifact.toml_file import MOST_BYTES
 from service.api.body import BodyReader, declared_bytes
 from service.api.schemas import ModelBody, UploadAnswer, VersionBody, errors
 from service.errors import BadRequest, BodyTooLarge, Unauthorized
-from service.operations import Operations
-from service.registry import Registry
-from service.routing import LABEL, SHADOW_PERCENT
+from service.repository.routing import LABEL, SHADOW_PERCENT
 from service.settings import Settings
+from service.versions.operations import Operations
+from service.versions.registry import Registry
 
 TAR = "application/x-tar"
 _LINES = "application/x-ndjson"

@@ -23,9 +23,9 @@ from service.api.schemas import (
 )
 from service.inference.servable import Outcome
 from service.lifecycle import Lifecycle
-from service.registry import Registry
-from service.routing import Label
+from service.repository.routing import Label
 from service.settings import Settings
+from service.versions.registry import Registry
 
 STUCK_SECONDS = 120.0  # an engine call this long is no call any more
 WATCH_AFTER_SECONDS = 0.05  # most requests are over by then; to watch them all took a tenth of the loop's time

@@ -9,11 +9,11 @@ from pydantic_core import to_json
 from models.artifact.manifest import Choice, Manifest, Parity
 from models.inputs import Input
 from service.errors import ServiceError
-from service.golden import Report
 from service.inference.postprocess import Prediction
 from service.inference.servable import Outcome, Servable
-from service.model import Model, Record, State
-from service.routing import Part
+from service.repository.routing import Part
+from service.versions.golden import Report
+from service.versions.model import Model, Record, State
 
 
 class Body(BaseModel):

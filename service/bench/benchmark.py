@@ -28,7 +28,7 @@ from service.images.shortcuts import Shortcuts
 from service.inference.engine import CPU, Engine, plan
 from service.machine import gpu_names, processor, usable_cores
 from service.memory import tune_malloc
-from service.repository import Repository, read_published
+from service.repository.repository import Repository, read_published
 from service.settings import Settings
 
 TINY = Path(__file__).with_name("tiny")

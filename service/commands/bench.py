@@ -15,7 +15,7 @@ from service.commands.console import err, errors_told, out
 from service.commands.listing import known
 from service.commands.options import CacheOption, RepositoryOption, UrlOption, read_settings
 from service.errors import RepositoryError
-from service.repository import Repository
+from service.repository.repository import Repository
 from service.settings import Settings
 
 

@@ -8,7 +8,7 @@ from service.commands.console import complain, errors_told, out
 from service.commands.listing import versions
 from service.commands.options import RepositoryOption, read_settings
 from service.errors import RepositoryError, ServiceError
-from service.repository import Repository, read_published
+from service.repository.repository import Repository, read_published
 
 
 def check(repository: RepositoryOption = None) -> None:

@@ -16,7 +16,7 @@ from service.commands.listing import known, versions
 from service.commands.options import CacheOption, RepositoryOption, read_settings
 from service.conversion import Converter
 from service.errors import RepositoryError, ServiceError
-from service.repository import Repository, Version
+from service.repository.repository import Repository, Version
 
 
 def convert(

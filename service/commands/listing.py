@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from models.artifact.publish import MAX_VERSION
 from service.errors import ModelNotFound, RepositoryError, ServiceError
-from service.repository import Repository, Version
+from service.repository.repository import Repository, Version
 
 
 def versions(repository: Repository) -> Iterator[tuple[str, int | None, Version | ServiceError]]:

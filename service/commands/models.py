@@ -15,7 +15,7 @@ from service.commands.listing import versions
 from service.commands.options import CacheOption, RepositoryOption, UrlOption, read_settings
 from service.conversion import Converter
 from service.errors import ServiceError
-from service.repository import Repository
+from service.repository.repository import Repository
 from service.settings import Settings
 
 

@@ -18,12 +18,12 @@ from service.commands.options import CacheOption, RepositoryOption, UrlOption, r
 from service.errors import RepositoryError
 from service.images.decode_pool import DecodePool
 from service.lifecycle import Lifecycle
-from service.loader import Loader
-from service.reconciler import Reconciler
-from service.registry import Registry
-from service.repository import Repository
+from service.repository.repository import Repository
 from service.settings import Settings
-from service.shadow import Mirror
+from service.versions.loader import Loader
+from service.versions.reconciler import Reconciler
+from service.versions.registry import Registry
+from service.versions.shadow import Mirror
 
 
 def predict(

@@ -24,7 +24,7 @@ from models.artifact.artifact import Artifact
 from models.conversion.convert import build
 from models.conversion.readers import weights, whole
 from models.errors import ArtifactError
-from service.repository import Repository
+from service.repository.repository import Repository
 from tests.models import published
 
 SECONDS, MEMORY_BYTES = 60, 6 * 2**30

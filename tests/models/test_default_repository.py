@@ -10,7 +10,7 @@ from models import catalog
 from models.conversion.graph.export import forward, network_input
 from models.conversion.readers import weights
 from models.inputs import NORMALIZATIONS, ImageInput
-from service.repository import Repository
+from service.repository.repository import Repository
 from service.settings import DEFAULT_REPOSITORY
 from tests.images import photograph
 

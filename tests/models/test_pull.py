@@ -8,7 +8,7 @@ import pytest
 from models import catalog, pull
 from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput
-from service.repository import Repository
+from service.repository.repository import Repository
 from tests.models.saved import torch_bytes
 from tests.models.test_keras_applications import START
 from tests.models.test_torchvision_models import TRAINED, child
@@ -20,7 +20,7 @@ import numpy as np
 from pathlib import Path
 from models import catalog, pull
 from models.conversion.readers import weights
-from service.repository import Repository
+from service.repository.repository import Repository
 
 def pulled(version):
     artifact = Repository(version.parent.parent).resolve(version.parent.name, int(version.name)).source

@@ -14,7 +14,7 @@ from models.catalog import CATALOG, find
 from models.conversion.graph.parity import BATCHES, TOLERANCE
 from models.inputs import ImageInput
 from service.conversion import Converter
-from service.repository import Repository
+from service.repository.repository import Repository
 from tests.models.make_row import item, photo
 from tests.servers import until
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from service.child import CHILD_ENVIRONMENT, environment
 from service.conversion import Converter
 from service.errors import ConversionError
-from service.repository import Repository
+from service.repository.repository import Repository
 from tests.models.saved import torch_bytes
 from tests.servers import until
 

@@ -16,7 +16,7 @@ from service.conversion import Converter
 from service.errors import ConversionError, RepositoryError
 from service.images.preprocess import decode
 from service.inference.engine import Engine, plan
-from service.repository import Repository, read_published
+from service.repository.repository import Repository, read_published
 from service.settings import DEFAULT_REPOSITORY, Settings
 from tests.images import PHOTOGRAPHS, photograph
 from tests.models.make_weights import make_weights

@@ -155,7 +155,7 @@ def test_an_impatient_signal_ends_at_once_with_0(serve, repository, begun):
 
 ENGINE = """
 import threading
-import service.golden
+import service.versions.golden
 from service.__main__ import main
 from service.inference.engine import Engine
 from service.errors import DeviceLost
@@ -172,7 +172,7 @@ async def nothing(servable, inputs):
 
 ended = Server._end_within
 Server._end_within = lambda server, seconds: ended(server, seconds + 5)  # time to be told before, on a busy machine
-service.golden.ask = nothing
+service.versions.golden.ask = nothing
 Engine._warm = lambda engine, classes: None
 Engine.run = {run}
 main()

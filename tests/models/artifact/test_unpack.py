@@ -10,7 +10,7 @@ import pytest
 from models.artifact import unpack
 from models.artifact.artifact import CONFIG_FILE
 from models.errors import ArtifactError
-from service.routing import ROUTING_FILE
+from service.repository.routing import ROUTING_FILE
 from tests import tars
 
 

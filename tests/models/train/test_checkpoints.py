@@ -5,7 +5,7 @@ import pytest
 from models.errors import ArtifactError
 from models.train.checkpoints import Checkpoints, Epoch, Progress
 from models.train.recipe import Recipe
-from service.repository import Repository
+from service.repository.repository import Repository
 
 RECIPE = Recipe(architecture="lenet5", data="digits")
 

@@ -33,7 +33,7 @@ import numpy as np
 from models import catalog
 from models.conversion.readers import weights
 from models.conversion.graph.export import forward, network_input
-from service.repository import Repository
+from service.repository.repository import Repository
 artifact = Repository(Path(sys.argv[1])).resolve("digits", 1).source
 spec = artifact.spec
 network = catalog.find(spec.architecture).build("keras", spec.input.shape, spec.outputs)

@@ -17,7 +17,7 @@ from models.train.__main__ import main
 from models.train.recipe import Recipe
 from service.conversion import Converter
 from service.inference.engine import Engine, plan
-from service.repository import Repository, read_published
+from service.repository.repository import Repository, read_published
 from service.settings import Settings
 from tests.models.train.recipes import FRAMEWORKS, QUICK, RECIPES, train
 

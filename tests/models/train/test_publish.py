@@ -6,7 +6,7 @@ from models.artifact.artifact import Spec
 from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput, NumbersInput
 from models.train import publish
-from service.repository import Repository
+from service.repository.repository import Repository
 from tests.models.saved import HDF5_BYTES, torch_bytes
 
 LABELS = ("ant", "bee", "häß\U0001f41d \"c'")

@@ -16,9 +16,9 @@ import pytest
 from models.artifact.publish import MAX_VERSION
 from service import metrics
 from service.errors import UploadInvalid
-from service.model import Record
-from service.publisher import STAGING, _check_unpacked
-from service.reconciler import Reconciler
+from service.repository.publisher import STAGING, _check_unpacked
+from service.versions.model import Record
+from service.versions.reconciler import Reconciler
 from tests import tars
 from tests.models.published import publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
@@ -401,7 +401,7 @@ def test_what_memory_does_not_hold_is_refused_or_takes_the_live_ones_place(admin
     upload(admin, tar_of(spare()), live=False)
     loaded = lambda: len(admin.get("/models/colour").json()["versions"])  # noqa: E731
     # One version fits; a second does so only when the first is gone.
-    monkeypatch.setattr("service.loader.available_memory_bytes", lambda: 0 if answers() else 2**40)
+    monkeypatch.setattr("service.versions.loader.available_memory_bytes", lambda: 0 if answers() else 2**40)
     answers = lambda: any(  # noqa: E731
         line.startswith('serving_model_state{model="colour",state="READY"') and line.endswith(" 1.0")
         for line in metrics.generate_latest().decode().splitlines()
@@ -421,7 +421,7 @@ def test_the_live_version_comes_back_where_its_successor_fails(admin, spare, mon
     (directory / "model.onnx").write_bytes(b"broken")
     upload(admin, tar_of(directory), live=False)
     free = iter([0, 2**40, 2**40])
-    monkeypatch.setattr("service.loader.available_memory_bytes", lambda: next(free))
+    monkeypatch.setattr("service.versions.loader.available_memory_bytes", lambda: next(free))
     assert error_of(admin.post("/admin/models/colour/versions/2/activate?unload_first=true")) == (422, "load_failed")
     until(lambda: admin.get("/models/colour/ready").status_code == 200)
     assert answering(admin) == 1
@@ -429,7 +429,7 @@ def test_the_live_version_comes_back_where_its_successor_fails(admin, spare, mon
 
 def test_a_live_version_whose_files_change_makes_room_for_itself(admin, repository, monkeypatch):
     free = iter([0, 2**40])
-    monkeypatch.setattr("service.loader.available_memory_bytes", lambda: next(free))
+    monkeypatch.setattr("service.versions.loader.available_memory_bytes", lambda: next(free))
     toml = (repository / "colour" / "model.toml").read_text()
     admin.put("/admin/models/colour", content=toml + "unload_first = true\n")
     until(lambda: not version(admin, 1)["reason"])
@@ -568,7 +568,7 @@ def test_what_honest_tools_write_is_taken(admin, repository):
 
 
 def test_an_archive_that_takes_too_long_ends_alone(application, repository, monkeypatch):
-    monkeypatch.setattr("service.publisher._UNPACK_SECONDS", 0.0)
+    monkeypatch.setattr("service.repository.publisher._UNPACK_SECONDS", 0.0)
     with application(admin_token=TOKEN) as client:
         client.headers.update(AUTHORIZED)
         answer = upload(client, tars.WHOLE)

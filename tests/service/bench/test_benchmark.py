@@ -12,7 +12,7 @@ from service.bench.server import BenchError
 from service.images.preprocess import decode
 from service.images.shortcuts import EXACT, Shortcuts
 from service.inference.engine import Engine, plan
-from service.repository import read_published
+from service.repository.repository import read_published
 from service.settings import Settings
 from tests import images
 from tests.models.tiny import make_tiny

@@ -10,7 +10,7 @@ from service.__main__ import app
 from service.conversion import Converter
 from service.errors import ConversionError
 from service.inference.engine import Engine, plan
-from service.repository import Repository, read_published
+from service.repository.repository import Repository, read_published
 from service.settings import Settings
 from tests.models.conversion.graph.test_onnx_file import model as onnx_model
 from tests.models.saved import archive

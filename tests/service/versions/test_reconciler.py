@@ -16,13 +16,13 @@ from service.errors import ConversionError, ModelNotFound, ModelNotReady
 from service.images.decode_pool import DecodePool
 from service.inference.engine import Engine
 from service.lifecycle import Lifecycle
-from service.loader import Loader
 from service.metrics import generate_latest
-from service.reconciler import Reconciler
-from service.registry import Registry
-from service.repository import Repository
+from service.repository.repository import Repository
 from service.settings import Settings
-from service.shadow import Mirror
+from service.versions.loader import Loader
+from service.versions.reconciler import Reconciler
+from service.versions.registry import Registry
+from service.versions.shadow import Mirror
 from tests.models.published import SPEC, edited, endless, publish, publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
 from tests.servers import until
@@ -343,7 +343,7 @@ async def test_nothing_is_opened_beside_what_a_cancelled_load_still_does(reconci
         opened.set()
         return really(engine, classes)
 
-    monkeypatch.setattr("service.loader.tuned", work)
+    monkeypatch.setattr("service.versions.loader.tuned", work)
     monkeypatch.setattr(Engine, "open", opening)
     publish_numbers(root / "model")
     if tune:
@@ -512,7 +512,7 @@ async def test_a_published_version_that_never_ends_leaves_the_live_one_and_holds
 async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, root, cache, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     converter = Converter(cache, timeout_seconds=600, module="tests.misbehaving")
-    monkeypatch.setattr("service.loader.Converter.of", lambda _: converter)
+    monkeypatch.setattr("service.versions.loader.Converter.of", lambda _: converter)
     monkeypatch.setattr("service.places.available_memory_bytes", lambda: 10**12)
     for name, note in (("a_endless", b"loop"), ("b", b"sound"), ("c", b"sound again")):
         for version in (1, 2) if note == b"loop" else (1,):

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 
 from service.errors import ModelNotFound, ModelNotReady, ServiceError
 from service.inference.servable import Item, Outcome, Servable
-from service.model import Model, Record
-from service.shadow import Mirror
+from service.versions.model import Model, Record
+from service.versions.shadow import Mirror
 
 
 class Registry:

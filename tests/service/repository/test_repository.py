@@ -10,11 +10,11 @@ from models.artifact.artifact import Artifact
 from models.artifact.publish import MAX_VERSION, remove
 from models.artifact.resolution import MOST_IMAGES
 from models.inputs import ImageInput, NumbersInput
-from service import golden
 from service.commands.listing import versions
 from service.errors import RepositoryError
-from service.repository import Repository, read_published
+from service.repository.repository import Repository, read_published
 from service.settings import DEFAULT_REPOSITORY
+from service.versions import golden
 from tests.models.published import publish_softmax
 from tests.models.saved import keras_bytes, torch_bytes
 
@@ -405,7 +405,7 @@ def test_labels_and_golden_inputs_have_a_bound(iris, monkeypatch):
     (iris / "iris" / "labels.txt").write_bytes(b"\n" * (8 * 2**20 + 1))
     with pytest.raises(RepositoryError, match="labels"):
         Repository(iris).resolve("iris", 1)
-    monkeypatch.setattr("service.golden.MAX_BYTES", 100)
+    monkeypatch.setattr("service.versions.golden.MAX_BYTES", 100)
     (iris / "iris" / "golden").mkdir()
     for name in ("a.png", "b.png"):
         (iris / "iris" / "golden" / name).write_bytes(bytes(60))

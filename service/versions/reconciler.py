@@ -8,14 +8,15 @@ from contextlib import suppress
 import structlog
 
 from models.artifact.artifact import MODEL_NAME
-from service import golden, metrics
+from service import metrics
 from service.errors import GoldenDisagreement, ModelNotFound, NotEnoughMemory, RepositoryError, ServiceError
 from service.inference.servable import Servable
-from service.loader import Loader
-from service.model import Model, Record, State
-from service.registry import Registry
-from service.repository import Repository, Version
+from service.repository.repository import Repository, Version
 from service.settings import Settings
+from service.versions import golden
+from service.versions.loader import Loader
+from service.versions.model import Model, Record, State
+from service.versions.registry import Registry
 
 log = structlog.get_logger()
 

@@ -11,14 +11,14 @@ from pydantic import ValidationError
 from models.artifact import toml_file
 from models.artifact.artifact import CONFIG_FILE, MODEL_NAME, ModelConfig
 from models.errors import ArtifactError
-from service import golden
 from service.errors import Conflict, InvalidInput, LoadFailed, ModelNotFound, RepositoryError
-from service.model import Record
-from service.publisher import Publisher
-from service.reconciler import Reconciler, check_agreement
-from service.registry import Registry
-from service.repository import Repository, first_problem
-from service.routing import Routing
+from service.repository.publisher import Publisher
+from service.repository.repository import Repository, first_problem
+from service.repository.routing import Routing
+from service.versions import golden
+from service.versions.model import Record
+from service.versions.reconciler import Reconciler, check_agreement
+from service.versions.registry import Registry
 
 log = structlog.get_logger()
 

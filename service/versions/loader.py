@@ -25,7 +25,7 @@ from service.lifecycle import Lifecycle
 from service.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
 from service.memory import MIB
 from service.places import Places
-from service.repository import Version, read_published
+from service.repository.repository import Version, read_published
 from service.settings import Settings
 from service.threads import to_its_end
 

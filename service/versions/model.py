@@ -11,10 +11,11 @@ from enum import StrEnum
 from typing import Any
 
 from models.artifact.manifest import Manifest
-from service import golden, metrics
+from service import metrics
 from service.inference.servable import Servable
-from service.repository import Signature
-from service.routing import Routing
+from service.repository.repository import Signature
+from service.repository.routing import Routing
+from service.versions import golden
 
 
 class State(StrEnum):

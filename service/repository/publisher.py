@@ -32,8 +32,8 @@ from service.errors import (
     ServiceError,
     UploadInvalid,
 )
-from service.repository import overridden
-from service.routing import ROUTING_FILE, Routing
+from service.repository.repository import overridden
+from service.repository.routing import ROUTING_FILE, Routing
 
 STAGING = ".staging"
 """Beside the models, so that a rename puts what lies here in its place. A name with a dot is no model's."""

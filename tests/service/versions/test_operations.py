@@ -7,11 +7,11 @@ import shutil
 import pytest
 
 from service.errors import ServiceError
-from service.operations import Operations
-from service.publisher import Publisher
-from service.repository import Repository
+from service.repository.publisher import Publisher
+from service.repository.repository import Repository
+from service.versions.operations import Operations
 from tests.models.published import publish_numbers
-from tests.service.test_reconciler import ask, gone, reconciler, registry, root  # noqa: F401 - fixtures too
+from tests.service.versions.test_reconciler import ask, gone, reconciler, registry, root  # noqa: F401 - fixtures too
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ import tomllib
 import pytest
 from pydantic import ValidationError
 
-from service.routing import Routing
+from service.repository.routing import Routing
 
 EXAMPLE = """
 live = 2

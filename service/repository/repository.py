@@ -27,7 +27,7 @@ from models.artifact.publish import is_version
 from models.artifact.resolution import resolve
 from models.errors import ArtifactError
 from service.errors import RepositoryError
-from service.routing import ROUTING_FILE, Routing
+from service.repository.routing import ROUTING_FILE, Routing
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The model repository on disk: find, route, publish. Imports host."""
