@@ -16,10 +16,10 @@ from service.api.body import BodyReader
 from service.api.middleware import RequestFacts, RequestMiddleware, error_response
 from service.api.routes import predict, router
 from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
+from service.host.memory import tune_malloc
 from service.http.head import HeadMiddleware
 from service.images.decode_pool import DecodePool
 from service.lifecycle import Lifecycle
-from service.memory import tune_malloc
 from service.repository.publisher import Publisher
 from service.repository.repository import Repository
 from service.settings import Settings

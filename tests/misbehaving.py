@@ -1,6 +1,6 @@
 """Stands for a converter that an artifact has taken over: the note in its weights file says what it does.
 
-Run by service.child in place of models.conversion.convert. What it tries and may not do, it tells as its failure.
+Run by service.host.child in place of models.conversion.convert. What it tries and may not do, it tells as its failure.
 """
 
 import ctypes

@@ -21,13 +21,13 @@ from models.inputs import ImageInput
 from service.bench import agreement, limits, load
 from service.bench.report import Report, Result
 from service.bench.server import BenchError, Served, running, started, wait_until_ready
-from service.conversion import Converter
+from service.conversion.conversion import Converter
+from service.host.machine import gpu_names, processor, usable_cores
+from service.host.memory import tune_malloc
 from service.images import raster
 from service.images.preprocess import decode
 from service.images.shortcuts import Shortcuts
 from service.inference.engine import CPU, Engine, plan
-from service.machine import gpu_names, processor, usable_cores
-from service.memory import tune_malloc
 from service.repository.repository import Repository, read_published
 from service.settings import Settings
 

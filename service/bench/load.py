@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from service.bench.server import BenchError
-from service.machine import usable_cores
+from service.host.machine import usable_cores
 
 WRK_SCRIPT = Path(__file__).with_name("wrk.lua")
 WRK = "wrk"

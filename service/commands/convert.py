@@ -14,7 +14,7 @@ from service import logs
 from service.commands.console import complain, errors_told, out
 from service.commands.listing import known, versions
 from service.commands.options import CacheOption, RepositoryOption, read_settings
-from service.conversion import Converter
+from service.conversion.conversion import Converter
 from service.errors import RepositoryError, ServiceError
 from service.repository.repository import Repository, Version
 

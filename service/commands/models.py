@@ -13,7 +13,7 @@ from service.commands import remote
 from service.commands.console import errors_told, out
 from service.commands.listing import versions
 from service.commands.options import CacheOption, RepositoryOption, UrlOption, read_settings
-from service.conversion import Converter
+from service.conversion.conversion import Converter
 from service.errors import ServiceError
 from service.repository.repository import Repository
 from service.settings import Settings

@@ -12,9 +12,9 @@ import typer
 from models import catalog
 from models.artifact.artifact import MODEL_NAME
 from models.errors import ArtifactError
-from service.child import CHILD_ENVIRONMENT
 from service.commands.console import errors_told, out
 from service.errors import RepositoryError
+from service.host.child import CHILD_ENVIRONMENT
 
 
 def pull(

@@ -18,6 +18,7 @@ import structlog
 
 from models.inputs import ImageInput
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, ShuttingDown
+from service.host.machine import usable_cores
 from service.images.decoders import MACHINE, MEMORY, TIMEOUT, Decoders, Lost, Result
 from service.images.decoding import LARGE_PIXELS, Task, Verdict
 from service.images.fork_server import Forks, ForkServer, NoRoom
@@ -25,7 +26,6 @@ from service.images.imageformat import image_format
 from service.images.quarantine import Quarantine
 from service.images.shortcuts import EXACT, Shortcuts
 from service.logs import REQUEST_ID
-from service.machine import usable_cores
 from service.settings import MAX_DECODERS, Settings
 
 log = structlog.get_logger()

@@ -23,10 +23,10 @@ import numpy as np
 from models.conversion import sandbox
 from models.inputs import ImageInput
 from service.errors import ImageTooLarge, ServiceError, UndecodableImage
+from service.host.memory import trim_malloc, tune_malloc
 from service.images.decoding import ENDED, FORK, LARGE_PIXELS, NOT_STARTED, ORDER, TASK_BYTES, Reply, Task, Verdict
 from service.images.preprocess import decode
 from service.images.shortcuts import EXACT, Shortcuts
-from service.memory import trim_malloc, tune_malloc
 
 Decode = Callable[..., np.ndarray]
 """`preprocess.decode`."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from models.inputs import MAX_ITEM_BYTES, ImageInput
-from service.child import inherited
+from service.host.child import inherited
 from service.images.decoding import ENDED, FORK, KILL, NOT_STARTED, ORDER, REPLY_BYTES, Reply, Task
 
 _STOP_SECONDS = 5.0

@@ -17,7 +17,7 @@ import onnxruntime
 from models.artifact.artifact import Precision
 from models.conversion.graph.runtime import Level, session_options
 from service.errors import DeviceLost, EngineError
-from service.memory import trim_malloc
+from service.host.memory import trim_malloc
 from service.settings import Settings
 
 Array = np.ndarray[Any, Any]

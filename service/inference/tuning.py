@@ -17,8 +17,8 @@ import structlog
 from pydantic import ValidationError
 
 from models.inputs import Frozen
+from service.host.machine import processor
 from service.inference.engine import CPU, Engine, Plan
-from service.machine import processor
 
 log = structlog.get_logger()
 

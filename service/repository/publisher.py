@@ -19,7 +19,6 @@ from models.artifact import formats, toml_file, unpack
 from models.artifact.artifact import CONFIG_FILE, ModelConfig
 from models.artifact.publish import next_version, publish, remove, sync
 from models.errors import ArtifactError
-from service.child import UNPACKING, Child, Limits, Unconfined
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -32,6 +31,7 @@ from service.errors import (
     ServiceError,
     UploadInvalid,
 )
+from service.host.child import UNPACKING, Child, Limits, Unconfined
 from service.repository.repository import overridden
 from service.repository.routing import ROUTING_FILE, Routing
 

@@ -12,9 +12,13 @@ import structlog
 from models.artifact.artifact import Artifact
 from models.artifact.manifest import ONNX_FILE
 from service import metrics
-from service.checker import Checker, Passed
-from service.conversion import Converter
+from service.conversion.checker import Checker, Passed
+from service.conversion.conversion import Converter
+from service.conversion.places import Places
 from service.errors import ConversionError, DeviceLost, NotEnoughMemory, RepositoryError
+from service.host.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
+from service.host.memory import MIB
+from service.host.threads import to_its_end
 from service.images.decode_pool import DecodePool
 from service.inference.batcher import Batcher
 from service.inference.engine import CPU, CUDA, TENSORRT, Engine, plan
@@ -22,12 +26,8 @@ from service.inference.servable import Servable
 from service.inference.tuning import tuned
 from service.inference.turns import Turns
 from service.lifecycle import Lifecycle
-from service.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
-from service.memory import MIB
-from service.places import Places
 from service.repository.repository import Version, read_published
 from service.settings import Settings
-from service.threads import to_its_end
 
 log = structlog.get_logger()
 

@@ -13,7 +13,7 @@ from models.artifact.manifest import published_manifest
 from models.catalog import CATALOG, find
 from models.conversion.graph.parity import BATCHES, TOLERANCE
 from models.inputs import ImageInput
-from service.conversion import Converter
+from service.conversion.conversion import Converter
 from service.repository.repository import Repository
 from tests.models.make_row import item, photo
 from tests.servers import until

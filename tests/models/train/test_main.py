@@ -15,7 +15,7 @@ from PIL import Image
 from models.train import data, digits
 from models.train.__main__ import main
 from models.train.recipe import Recipe
-from service.conversion import Converter
+from service.conversion.conversion import Converter
 from service.inference.engine import Engine, plan
 from service.repository.repository import Repository, read_published
 from service.settings import Settings

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.checker import Checker
-from service.conversion import Converter
+from service.conversion.checker import Checker
+from service.conversion.conversion import Converter
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
 from service.images.decode_pool import DecodePool
 from service.inference.engine import Engine
@@ -27,7 +27,7 @@ from tests.models.published import SPEC, edited, endless, publish, publish_numbe
 from tests.models.saved import torch_bytes
 from tests.servers import until
 from tests.service.api.test_routes import picture
-from tests.service.test_child import converting
+from tests.service.host.test_child import converting
 
 pytestmark = pytest.mark.anyio
 
@@ -292,7 +292,7 @@ async def test_what_is_published_answers_while_another_is_converted(reconciler, 
         await asyncio.to_thread(until, lambda: registry.model("z_last").is_ready)
         raise ConversionError("tried")
 
-    monkeypatch.setattr("service.conversion.Converter.convert", convert)
+    monkeypatch.setattr("service.conversion.conversion.Converter.convert", convert)
     await reconciler.refresh()
     assert "tried" in registry.model("a_first").records[1].reason
 
@@ -513,7 +513,7 @@ async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, ro
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     converter = Converter(cache, timeout_seconds=600, module="tests.misbehaving")
     monkeypatch.setattr("service.versions.loader.Converter.of", lambda _: converter)
-    monkeypatch.setattr("service.places.available_memory_bytes", lambda: 10**12)
+    monkeypatch.setattr("service.conversion.places.available_memory_bytes", lambda: 10**12)
     for name, note in (("a_endless", b"loop"), ("b", b"sound"), ("c", b"sound again")):
         for version in (1, 2) if note == b"loop" else (1,):
             (root / name / str(version)).mkdir(parents=True)

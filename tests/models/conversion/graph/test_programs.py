@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.__main__ import app
-from service.conversion import Converter
+from service.conversion.conversion import Converter
 from service.errors import ConversionError
 from service.inference.engine import Engine, plan
 from service.repository.repository import Repository, read_published

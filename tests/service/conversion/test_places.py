@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.places import Places
+from service.conversion.places import Places
 from tests.servers import until
 
 pytestmark = pytest.mark.anyio

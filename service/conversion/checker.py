@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from models.artifact import manifest as published
 from models.artifact.manifest import Manifest
 from models.conversion.check import Found, Job
-from service.child import CHECK, Child, Limits, OnStep, Unconfined
+from service.conversion.places import Places
+from service.conversion.room import room
 from service.errors import RepositoryError
-from service.machine import usable_cores
-from service.places import Places
+from service.host.child import CHECK, Child, Limits, OnStep, Unconfined
+from service.host.machine import usable_cores
 from service.repository.repository import told
-from service.room import room
 from service.settings import Settings
 
 log = structlog.get_logger()

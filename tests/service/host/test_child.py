@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from service.child import CHILD_ENVIRONMENT, environment
-from service.conversion import Converter
+from service.conversion.conversion import Converter
 from service.errors import ConversionError
+from service.host.child import CHILD_ENVIRONMENT, environment
 from service.repository.repository import Repository
 from tests.models.saved import torch_bytes
 from tests.servers import until
@@ -90,7 +90,7 @@ async def test_a_memory_hog_is_told_how_much_it_had_and_may_have(misbehave):
 
 
 async def test_no_conversion_may_have_more_memory_than_is_free(misbehave, monkeypatch):
-    monkeypatch.setattr("service.child.available_memory_bytes", lambda: 100_000_000)
+    monkeypatch.setattr("service.host.child.available_memory_bytes", lambda: 100_000_000)
     error = await misbehave("hog", memory_bytes=10**12)
     assert "it may have 0.1 GB" in error.message
     assert "larger machine" in error.cure

@@ -3,7 +3,7 @@
 import mmap
 import os
 
-from service.machine import available_memory_bytes, resident_bytes, usable_cores
+from service.host.machine import available_memory_bytes, resident_bytes, usable_cores
 
 MEMINFO = "MemTotal:  8000 kB\nMemAvailable:  6000 kB\nHugePages_Total: 0\n"
 

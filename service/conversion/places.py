@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from weakref import WeakValueDictionary
 
-from service.machine import available_memory_bytes, usable_cores
+from service.host.machine import available_memory_bytes, usable_cores
 
 _LOOK_SECONDS = 1.0  # memory may become free without anybody here knowing
 

@@ -16,7 +16,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from service.errors import ConversionError, RepositoryError
-from service.machine import available_memory_bytes, resident_bytes
+from service.host.machine import available_memory_bytes, resident_bytes
 
 log = structlog.get_logger()
 

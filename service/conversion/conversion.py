@@ -11,11 +11,11 @@ from models.artifact.artifact import Artifact
 from models.artifact.formats import is_regular
 from models.artifact.manifest import MANIFEST_FILE, ONNX_FILE, published_manifest
 from models.artifact.publish import publish
-from service.child import CONVERSION, Child, Limits, OnStep, Unconfined
+from service.conversion.room import room
 from service.errors import ConversionError
-from service.room import room
+from service.host.child import CONVERSION, Child, Limits, OnStep, Unconfined
+from service.host.threads import to_its_end
 from service.settings import DEFAULT_CONVERSION_MEMORY_BYTES, MIB, Settings
-from service.threads import to_its_end
 
 FILE_BYTES = 4 * 1024 * MIB  # of one file that a conversion writes; an ONNX file ends at 2 GiB
 

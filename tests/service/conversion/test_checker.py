@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from models.inputs import ImageInput
-from service.checker import Checker
+from service.conversion.checker import Checker
 from service.errors import RepositoryError
 from service.settings import Settings
 from tests.models.published import SPEC, edited, endless, graph, publish, publish_numbers, softmax_onnx
@@ -56,7 +56,7 @@ async def test_a_sound_version_passes_once_and_is_known_by_its_content_from_then
     passed = await check(directory)
     assert passed.manifest.spec.labels == ("first", "second", "third")
     shutil.copytree(directory, tmp_path / "copy")
-    monkeypatch.setattr("service.checker.Child", None)  # no other one is started
+    monkeypatch.setattr("service.conversion.checker.Child", None)  # no other one is started
     assert await check(tmp_path / "copy") == passed
     edited(tmp_path / "copy", labels=["one", "two", "three"])
     with pytest.raises(TypeError):
@@ -86,7 +86,7 @@ async def test_a_graph_that_needs_too_much_memory_is_refused(check, tmp_path, le
 
 async def test_a_cache_that_is_only_read_costs_the_memory_of_it(check, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("not a directory")
-    monkeypatch.setattr("service.checker._is_writable", lambda _: False)
+    monkeypatch.setattr("service.conversion.checker._is_writable", lambda _: False)
     for _ in range(2):
         assert await check(publish_numbers(tmp_path / "model", 1 + len(list(tmp_path.glob("model/*")))))
     assert (tmp_path / "cache").read_text() == "not a directory"

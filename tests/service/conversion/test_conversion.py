@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from models.conversion.convert import STEPS
-from service.conversion import Converter
+from service.conversion.conversion import Converter
 from service.errors import ConversionError, RepositoryError
 from service.images.preprocess import decode
 from service.inference.engine import Engine, plan

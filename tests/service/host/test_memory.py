@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from service.memory import trim_malloc, tune_malloc
+from service.host.memory import trim_malloc, tune_malloc
 
 
 class FakeLibc:
