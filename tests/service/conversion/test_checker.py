@@ -102,5 +102,5 @@ async def test_it_needs_no_onnx_and_no_framework(check, tmp_path, monkeypatch):
     (tmp_path / "lean").mkdir()
     for name in ("onnx", "torch", "tensorflow", "keras"):
         (tmp_path / "lean" / f"{name}.py").write_text(f"raise ModuleNotFoundError('no', name='{name}')")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'lean'}:{Path(__file__).parents[2]}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'lean'}:{Path(__file__).parents[3]}")
     assert await check(publish_numbers(tmp_path / "model"))

@@ -20,7 +20,7 @@ from tests.servers import until
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 LIMITS = {"timeout_seconds": 30, "memory_bytes": 160_000_000, "file_bytes": 300_000_000}
 
 

@@ -36,7 +36,7 @@ EXPECTED = decode(SAMPLE, SPEC, max_pixels=MAX_PIXELS)
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
     """A fork server finds its module without the directory in which it is started."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
 
 
 def pool_of(module="tests.decoders", decoders=2, timeout_seconds=60.0, shortcuts=EXACT):

@@ -510,7 +510,7 @@ async def test_a_published_version_that_never_ends_leaves_the_live_one_and_holds
 
 
 async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, root, cache, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     converter = Converter(cache, timeout_seconds=600, module="tests.misbehaving")
     monkeypatch.setattr("service.versions.loader.Converter.of", lambda _: converter)
     monkeypatch.setattr("service.conversion.places.available_memory_bytes", lambda: 10**12)
