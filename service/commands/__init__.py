@@ -1,1 +1,1 @@
-"""The commands, a file for each; what they share is in console, listing, options and remote."""
+"""The command line, a file for each command; console, listing, options and remote are shared by them."""
