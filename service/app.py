@@ -1,20 +1,21 @@
 """create_app(settings): the lifespan, the routes, and the one error handler."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import Any, TypedDict
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
 
-from service.api import admin
+from service.api import admin, predict
 from service.api.body import BodyReader
 from service.api.middleware import RequestFacts, RequestMiddleware, error_response
-from service.api.routes import predict, router
+from service.api.openapi import document_predict
+from service.api.routes import router
+from service.api.state import AppState
 from service.errors import InvalidInput, MethodNotAllowed, RouteNotFound, ServiceError
 from service.host.memory import tune_malloc
 from service.http.head import HeadMiddleware
@@ -29,25 +30,13 @@ from service.versions.reconciler import Reconciler
 from service.versions.registry import Registry
 from service.versions.shadow import Mirror
 
-PREDICT = "/predict/"
-
-
-class State(TypedDict):
-    """What requests share, as `request.state`."""
-
-    settings: Settings
-    lifecycle: Lifecycle
-    bodies: BodyReader
-    registry: Registry
-    operations: Operations
-
 
 def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAPI:
     """The application. It takes requests at once, and is ready once its models are loaded."""
     lifecycle = lifecycle or Lifecycle()
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         tune_malloc()
         decoders = DecodePool.of(settings)
         decoders.start()
@@ -64,24 +53,26 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
             publisher.tidy()
         reconciler.start()
         try:
-            yield State(
+            yield AppState(
                 settings=settings,
                 lifecycle=lifecycle,
                 bodies=BodyReader(settings),
                 registry=registry,
                 operations=Operations(registry, reconciler, Repository(settings.repository), publisher),
-            )
+            ).as_mapping()
         finally:
             await mirror.close()
             await reconciler.close()
             await decoders.close()
 
-    app = _App(
+    app = FastAPI(
         title="Menagerie",
         summary=metadata.metadata("menagerie")["Summary"],
         version=metadata.version("menagerie"),
+        routes=[predict.route],
         lifespan=lifespan,
     )
+    document_predict(app)
     app.include_router(router)
     if settings.admin_token is not None:
         app.include_router(admin.router)
@@ -90,47 +81,6 @@ def create_app(settings: Settings, lifecycle: Lifecycle | None = None) -> FastAP
     for kind in (ServiceError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_error)
     return app
-
-
-class _App(FastAPI):
-    """FastAPI, but for a prediction without a query: it goes straight to its route.
-
-    The router, eight layers of middleware and the look for arguments would take a third of the event loop's time for a
-    request. The documentation, every other request and every query take the usual way; the answers are the same.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._predictions = RequestMiddleware(_answer_prediction)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or the lifespan."""
-        if scope["type"] == "http" and _is_plain_prediction(scope):
-            scope["app"] = self
-            await self._predictions(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
-
-
-def _is_plain_prediction(scope: Scope) -> bool:
-    path: str = scope["path"]
-    return (
-        scope["method"] == "POST"
-        and path.startswith(PREDICT)
-        and len(path) > len(PREDICT)
-        and "/" not in path[len(PREDICT) :]
-        and not scope["query_string"]
-        and not scope.get("root_path")
-    )
-
-
-async def _answer_prediction(scope: Scope, receive: Receive, send: Send) -> None:
-    request = Request(scope, receive, send)
-    try:
-        response = await predict(request, scope["path"][len(PREDICT) :])
-    except ServiceError as error:
-        response = await answer_error(request, error)
-    await response(scope, receive, send)
 
 
 def _allowed(request: Request) -> Iterator[str]:

@@ -12,13 +12,12 @@ from starlette.requests import ClientDisconnect
 
 from models.artifact.publish import MAX_VERSION
 from models.artifact.toml_file import MOST_BYTES
-from service.api.body import BodyReader, declared_bytes
+from service.api.body import declared_bytes
 from service.api.schemas import ModelBody, UploadAnswer, VersionBody, errors
+from service.api.state import AppState
 from service.errors import BadRequest, BodyTooLarge, Unauthorized
 from service.repository.routing import LABEL, SHADOW_PERCENT
-from service.settings import Settings
 from service.versions.operations import Operations
-from service.versions.registry import Registry
 
 TAR = "application/x-tar"
 _LINES = "application/x-ndjson"
@@ -31,10 +30,10 @@ def authorize(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None
 ) -> None:
     """Raises Unauthorized unless the token was sent. How long the comparison takes tells nothing of it."""
-    settings: Settings = request.state.settings
-    assert settings.admin_token is not None
+    token = AppState.of(request).settings.admin_token
+    assert token is not None
     given = credentials.credentials if credentials else ""
-    if not hmac.compare_digest(given.encode(), settings.admin_token.get_secret_value().encode()):
+    if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
         raise Unauthorized("the token is missing or wrong")
 
 
@@ -54,13 +53,11 @@ UnloadFirst = Annotated[
 
 
 def _operations(request: Request) -> Operations:
-    operations: Operations = request.state.operations
-    return operations
+    return AppState.of(request).operations
 
 
 def _model(request: Request, model: str) -> ModelBody:
-    registry: Registry = request.state.registry
-    return ModelBody.of(registry.model(model))
+    return ModelBody.of(AppState.of(request).registry.model(model))
 
 
 @router.put(
@@ -70,8 +67,7 @@ def _model(request: Request, model: str) -> ModelBody:
 )
 async def define_model(request: Request, model: str) -> ModelBody:
     """Writes the model's model.toml, which is the body: of a new model, or in the place of the old one."""
-    bodies: BodyReader = request.state.bodies
-    async with bodies.receive(request) as body:
+    async with AppState.of(request).bodies.receive(request) as body:
         if len(body) > MOST_BYTES:
             raise BodyTooLarge(f"a model.toml has at most {MOST_BYTES} bytes", cure="put labels into labels.txt")
         try:
@@ -105,9 +101,8 @@ async def upload_version(
 
     It is loaded as if it had been dropped into the repository; `progress` tells how far that has come.
     """
-    registry: Registry = request.state.registry
-    operations = _operations(request)
-    name = registry.model(model).name
+    state = AppState.of(request)
+    operations, name = state.operations, state.registry.model(model).name
     is_archive = request.headers.get("content-type", "").partition(";")[0].strip().lower() == TAR
     try:
         receiving = operations.publisher.receive(
@@ -170,8 +165,7 @@ async def activate_version(
 )
 async def follow_version(request: Request, model: str, version: Version) -> StreamingResponse:
     """Lines of JSON, each the version as it stands: one now, and one for each step until its load has ended."""
-    registry: Registry = request.state.registry
-    record = registry.record(model, version)
+    record = AppState.of(request).registry.record(model, version)
 
     async def lines() -> AsyncIterator[str]:
         async for _ in record.follow():

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
 from service.api.schemas import ErrorAnswer, ErrorBody
+from service.api.state import AppState
 from service.errors import ServiceError, ShuttingDown
 from service.logs import REQUEST_ID
 
@@ -90,7 +91,7 @@ class RequestMiddleware:
 def _tell(scope: Scope, facts: RequestFacts, status: int, seconds: float) -> None:
     if facts.is_prediction:
         metrics.count_request(facts.model, facts.version, facts.outcome, seconds)
-    wanted = scope["state"]["settings"].log_requests
+    wanted = AppState.in_scope(scope).settings.log_requests
     if wanted == "none" or (wanted == "failed" and facts.outcome == "ok"):
         return
     path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded: no line can be forged
