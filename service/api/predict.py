@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from typing import Annotated, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
@@ -45,10 +46,10 @@ class PredictQuery(BaseModel):
     @classmethod
     def of(cls, request: Request) -> "PredictQuery":
         """The query of a request. Raises RequestValidationError."""
-        if not request.scope["query_string"]:
+        if not (query := request.scope["query_string"]):
             return _NO_QUERY
         try:
-            return cls.model_validate(dict(request.query_params))
+            return cls.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
 
@@ -110,9 +111,5 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 
 
 def _server_timing(outcome: Outcome) -> str:
-    parts = {
-        "decode": outcome.decode_seconds,
-        "queue": outcome.queue_seconds,
-        "inference": outcome.inference_seconds,
-    }
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts.items())
+    decode, queue, inference = outcome.decode_seconds, outcome.queue_seconds, outcome.inference_seconds
+    return f"decode;dur={decode * 1000:.2f}, queue;dur={queue * 1000:.2f}, inference;dur={inference * 1000:.2f}"
