@@ -1,19 +1,19 @@
-"""Every error that a client can meet: its HTTP status, its code, and its cure."""
+"""Every error that a client or an operator can get, with its HTTP status, code and cure."""
 
 from collections.abc import Mapping
 
 
 class ServiceError(Exception):
-    """The server made a mistake.
+    """The server failed unexpectedly.
 
-    Every other error is a kind of it, with a stable `code`, the HTTP `status` that goes with it, and what the caller
-    can do about it. A client sees message and cure; `detail` (a path, a library's last words) is for the log and for
-    whoever runs the command.
+    This is the base class of every error. Each error has a stable `code`, an HTTP `status`, and a `cure`, which says
+    what the caller can do. A client sees the message and the cure. `detail` (a path, a library's own message) is only
+    for the log and the command line.
     """
 
     status = 500
     code = "internal_error"
-    cure = "try again; if it persists, tell the operator the X-Request-ID of this answer"
+    cure = "try again; if the error persists, report the X-Request-ID of this response to the operator"
     retry_after_seconds: int | None = None
     more_headers: Mapping[str, str] = {}
 
@@ -25,7 +25,7 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """HTTP headers that go with the error."""
+        """The HTTP headers to send with the error."""
         retry = {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
         return {**self.more_headers, **retry}
 
@@ -34,15 +34,15 @@ class ServiceError(Exception):
 
 
 class BadRequest(ServiceError):
-    """The request cannot be understood."""
+    """The request is malformed."""
 
     status = 400
     code = "bad_request"
-    cure = "GET /docs shows what each route takes"
+    cure = "GET /docs describes the request that each route accepts"
 
 
 class EmptyBody(ServiceError):
-    """There is no image."""
+    """The request contains no image."""
 
     status = 400
     code = "empty_body"
@@ -50,27 +50,27 @@ class EmptyBody(ServiceError):
 
 
 class ModelNotFound(ServiceError):
-    """No model, or no loaded version, has that name."""
+    """There is no model with this name, or no loaded version with this number or label."""
 
     status = 404
     code = "model_not_found"
-    cure = "GET /models lists all"
+    cure = "GET /models lists all models"
 
 
 class RouteNotFound(ServiceError):
-    """No route has that path."""
+    """There is no route with this path."""
 
     status = 404
     code = "route_not_found"
-    cure = "GET /docs shows every route"
+    cure = "GET /docs lists every route"
 
 
 class MethodNotAllowed(ServiceError):
-    """The route exists, with another method."""
+    """The route does not support this HTTP method."""
 
     status = 405
     code = "method_not_allowed"
-    cure = "GET /docs shows every route with its method"
+    cure = "GET /docs lists every route with its methods"
 
     def __init__(self, message: str, allow: str) -> None:
         super().__init__(message)
@@ -78,7 +78,7 @@ class MethodNotAllowed(ServiceError):
 
 
 class HeadTimeout(ServiceError):
-    """The request line and headers came too slowly."""
+    """The request line and headers did not arrive in time."""
 
     status = 408
     code = "head_timeout"
@@ -86,53 +86,53 @@ class HeadTimeout(ServiceError):
 
 
 class BodyTimeout(ServiceError):
-    """The body came too slowly."""
+    """The body did not arrive in time."""
 
     status = 408
     code = "body_timeout"
     cure = "send a smaller image, or send it faster"
-    more_headers: Mapping[str, str] = {"Connection": "close"}  # whoever sends so slowly is not waited for again
+    more_headers: Mapping[str, str] = {"Connection": "close"}  # do not wait for such a client again
 
 
 class BodyTooLarge(ServiceError):
-    """The body has too many bytes."""
+    """The body is larger than allowed."""
 
     status = 413
     code = "body_too_large"
-    cure = "send a smaller image: models see a few hundred pixels"
+    cure = "send a smaller image: models use only a few hundred pixels a side"
 
 
 class ImageTooLarge(ServiceError):
-    """The image has too many pixels, by its header."""
+    """The image is larger than allowed, according to its header."""
 
     status = 413
     code = "image_too_large"
-    cure = "resize the image before sending it: models see a few hundred pixels"
+    cure = "resize the image before sending it: models use only a few hundred pixels a side"
 
     def __init__(self, message: str, *, pixels: int = 0, cure: str | None = None) -> None:
         super().__init__(message, cure=cure)
         self.pixels = pixels
-        """As many as its header claims; 0 where it is too large in another way."""
+        """The number of pixels that the header claims; 0 if something else is too large."""
 
 
 class UrlTooLong(ServiceError):
-    """The URL has too many bytes."""
+    """The URL is longer than allowed."""
 
     status = 414
     code = "url_too_long"
-    cure = "send what is long as the request's body"
+    cure = "send long data in the request body"
 
 
 class HeadTooLarge(ServiceError):
-    """The request line and headers, or the trailers behind a body, have too many bytes or lines."""
+    """The request line and headers, or the trailers after the body, are larger than allowed."""
 
     status = 431
     code = "head_too_large"
-    cure = "send fewer and shorter headers"
+    cure = "send fewer or shorter headers"
 
 
 class UnsupportedMediaType(ServiceError):
-    """The Content-Type is none that the route takes."""
+    """The route does not accept this Content-Type."""
 
     status = 415
     code = "unsupported_media_type"
@@ -140,7 +140,7 @@ class UnsupportedMediaType(ServiceError):
 
 
 class UnsupportedImage(ServiceError):
-    """The bytes are not an image of a supported format."""
+    """The data is not an image in a supported format."""
 
     status = 415
     code = "unsupported_image"
@@ -148,28 +148,28 @@ class UnsupportedImage(ServiceError):
 
 
 class UndecodableImage(ServiceError):
-    """The bytes begin like an image, and are broken."""
+    """The data begins like an image but cannot be decoded."""
 
     status = 422
     code = "undecodable_image"
-    cure = "check that the file opens in a viewer and was sent whole"
+    cure = "check that the file opens in an image viewer and was sent completely"
 
     def __init__(self, message: str, *, cure: str | None = None, met_codec: bool = True) -> None:
         super().__init__(message, cure=cure)
         self.met_codec = met_codec
-        """Whether it was native code that refused the image."""
+        """Whether native code refused the image."""
 
 
 class DecoderDied(ServiceError):
-    """The image ended the process that decoded it."""
+    """The decoder process crashed on the image."""
 
     status = 422
     code = "decoder_died"
-    cure = "open the image in an editor, save it again as JPEG or PNG, and send that"
+    cure = "open the image in an editor, save it again as JPEG or PNG, and send the new file"
 
 
 class DecodingTooCostly(ServiceError):
-    """Decoding the image took more time or memory than it may."""
+    """Decoding the image took more time or memory than allowed."""
 
     status = 422
     code = "decoding_too_costly"
@@ -177,7 +177,7 @@ class DecodingTooCostly(ServiceError):
 
 
 class UnsupportedAspectRatio(ServiceError):
-    """The image is a strip."""
+    """The aspect ratio of the image exceeds 100:1."""
 
     status = 422
     code = "unsupported_aspect_ratio"
@@ -185,43 +185,45 @@ class UnsupportedAspectRatio(ServiceError):
 
 
 class InvalidInput(ServiceError):
-    """A value of the request is not what the model or the route takes."""
+    """A value in the request is not valid for the route or the model."""
 
     status = 422
     code = "invalid_input"
-    cure = "GET /models/<model> shows the input that the model takes"
+    cure = "GET /models/<model> describes the input that the model accepts"
 
 
-# The operator's request is wrong, or cannot be followed: the admin API answers with these.
+# Errors of the admin API.
 
 
 class Unauthorized(ServiceError):
-    """The admin API was asked without its token."""
+    """The admin token is missing or wrong."""
 
     status = 401
     code = "unauthorized"
-    cure = "send the header Authorization: Bearer TOKEN with the token of MENAGERIE_ADMIN_TOKEN"
+    cure = "send the header Authorization: Bearer TOKEN, where TOKEN is the value of MENAGERIE_ADMIN_TOKEN"
     more_headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 
 class Conflict(ServiceError):
-    """What is asked does not go with what is there."""
+    """The request conflicts with the current state of the model or the version."""
 
     status = 409
     code = "conflict"
-    cure = "GET /models/<model> shows its versions and who is live"
+    cure = "GET /models/<model> lists its versions and shows which one is live"
 
 
 class RepositoryReadOnly(ServiceError):
-    """The server may not write to the model repository."""
+    """The server has no write access to the model repository."""
 
     status = 409
     code = "repository_read_only"
-    cure = "mount the repository writable for the server's user, or change it there and let the server poll"
+    cure = (
+        "give the server's user write access, or change the repository's files yourself and set MENAGERIE_POLL_SECONDS"
+    )
 
 
 class UploadInvalid(ServiceError):
-    """An uploaded artifact is not what was announced, or not what a version is made of."""
+    """The upload does not match its checksum or does not contain a valid version."""
 
     status = 422
     code = "upload_invalid"
@@ -229,7 +231,7 @@ class UploadInvalid(ServiceError):
 
 
 class LoadFailed(ServiceError):
-    """The version could not be loaded; who was live still is."""
+    """The version could not be loaded. The live version has not changed."""
 
     status = 422
     code = "load_failed"
@@ -237,52 +239,52 @@ class LoadFailed(ServiceError):
 
 
 class GoldenDisagreement(ServiceError):
-    """The version's labels differ more from the live one's than model.toml allows."""
+    """The version disagrees with the live version on more golden inputs than model.toml allows."""
 
     status = 409
     code = "golden_disagreement"
-    cure = "look at the differences; if the new labels are right, lower min_agreement in model.toml"
+    cure = "check the differences; if the new labels are correct, lower min_agreement in model.toml"
 
 
 class InsufficientStorage(ServiceError):
-    """The disk has no room for the upload."""
+    """There is not enough disk space for the upload."""
 
     status = 507
     code = "insufficient_storage"
-    cure = "delete versions that are not needed, or give the repository's disk more room"
+    cure = "delete versions that are no longer needed, or enlarge the repository's disk"
 
 
 class NotEnoughMemory(ServiceError):
-    """Memory does not hold the version beside what is loaded."""
+    """There is not enough memory to load the version beside the loaded ones."""
 
     status = 507
     code = "not_enough_memory"
-    cure = "unload something, give the server more memory, or set unload_first: the live version goes first"
+    cure = "unload another version, give the server more memory, or set unload_first to unload the live version first"
 
 
-# The server is busy, or is not ready.
+# The server is busy or not ready.
 
 
 class QueueFull(ServiceError):
-    """More is waiting than the settings allow."""
+    """More requests are waiting than the settings allow."""
 
     status = 429
     code = "queue_full"
-    cure = "wait for Retry-After seconds and send again"
+    cure = "wait for the number of seconds in Retry-After and send again"
     retry_after_seconds = 1
 
 
 class TooManyConnections(ServiceError):
-    """The server has as many connections as it may; only GET /health/ is still answered."""
+    """The server has reached its maximum number of connections. Only GET /health/ is still answered."""
 
     status = 503
     code = "too_many_connections"
-    cure = "wait for Retry-After seconds and send again, and keep connections open rather than opening new ones"
+    cure = "wait for the number of seconds in Retry-After and send again; reuse connections instead of opening new ones"
     retry_after_seconds = 1
 
 
 class ModelNotReady(ServiceError):
-    """The model is loading, or could not be loaded."""
+    """The model is still loading or could not be loaded."""
 
     status = 503
     code = "model_not_ready"
@@ -291,16 +293,16 @@ class ModelNotReady(ServiceError):
 
 
 class ShuttingDown(ServiceError):
-    """The server is stopping."""
+    """The server is shutting down."""
 
     status = 503
     code = "shutting_down"
-    cure = "send to another replica, or again once the server is back"
+    cure = "send the request to another replica, or again once the server is back"
     retry_after_seconds = 5
 
 
 class DeadlinePassed(ServiceError):
-    """The answer was not ready in time."""
+    """The response was not ready in time."""
 
     status = 504
     code = "deadline_passed"
@@ -312,37 +314,37 @@ class InferenceFailed(ServiceError):
 
     status = 500
     code = "inference_failed"
-    cure = "the server's log has the cause, under the X-Request-ID of this answer"
+    cure = "the server's log shows the cause under the X-Request-ID of this response"
 
 
 class DeviceLost(ServiceError):
-    """The GPU failed in a way that only a new process repairs; the server ends, to be started again."""
+    """The GPU failed in a way that requires a new process. The server exits so that a supervisor restarts it."""
 
     status = 503
     code = "device_lost"
-    cure = "the server is being started again: send again"
+    cure = "the server is restarting: send the request again"
     retry_after_seconds = 30
 
 
-# The operator meets these: at start, in a log, in GET /models/<model>.
+# Errors that an operator sees: at start-up, in the log, in GET /models/<model>.
 
 
 class RepositoryError(ServiceError):
-    """The model repository holds something that cannot be served."""
+    """The model repository contains something that cannot be served."""
 
     code = "repository_error"
-    cure = "menagerie check names every problem of a model repository"
+    cure = "menagerie check lists every problem in a model repository"
 
 
 class ConversionError(ServiceError):
-    """An artifact could not become ONNX."""
+    """The artifact could not be converted to ONNX."""
 
     code = "conversion_failed"
     cure = "menagerie convert MODEL shows every step"
 
 
 class EngineError(ServiceError):
-    """ONNX Runtime could not open or run a model as the settings ask."""
+    """ONNX Runtime could not open or run the model with the current settings."""
 
     code = "engine_error"
-    cure = "the server's log has ONNX Runtime's own words"
+    cure = "the server's log shows ONNX Runtime's own message"

@@ -1,4 +1,4 @@
-"""How the service logs: a line an event, readable on a terminal and JSON elsewhere."""
+"""The log: one line for each event, as text on a terminal and as JSON elsewhere."""
 
 import logging
 import sys
@@ -12,12 +12,12 @@ from service.settings import Settings
 
 
 def _json(event: Any, **_: object) -> str:
-    """A quarter of the time of the standard library's encoder, which a request's line would show."""
+    """Encodes an event in a quarter of the time that the standard library takes."""
     return to_json(event, fallback=repr).decode()
 
 
 REQUEST_ID = ContextVar("request_id", default="")
-"""Of the request that is being answered."""
+"""The ID of the current request."""
 
 
 def _with_request_id(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -27,7 +27,7 @@ def _with_request_id(_logger: object, _method: str, event: structlog.typing.Even
 
 
 def configure(settings: Settings) -> None:
-    """Sends this service's events, and what the libraries log, through one format to standard error."""
+    """Sends the events of this service and of its libraries to standard error, in one format."""
     text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

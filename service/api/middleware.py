@@ -76,7 +76,7 @@ class RequestMiddleware:
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):
                 log.exception("internal error")
-                told = ServiceError("the server made a mistake")
+                told = ServiceError("the server failed unexpectedly")
             else:  # the grace period is over
                 told = ShuttingDown("the server stopped before the answer was ready")
             facts.outcome = told.code

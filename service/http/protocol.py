@@ -77,7 +77,7 @@ class Exchange(RequestResponseCycle):
 
     async def send_500_response(self) -> None:
         """The application failed before it answered."""
-        response = error_response(ServiceError("the server made a mistake"))
+        response = error_response(ServiceError("the server failed unexpectedly"))
         response.headers["Connection"] = "close"
         await response(self.scope, self.receive, self.send)  # type: ignore[arg-type]
 
@@ -225,7 +225,7 @@ class Connection(HttpToolsProtocol):
         """What a callback found wrong, or the parser."""
         if self._fault is None and isinstance(error, httptools.HttpParserCallbackError):
             log.error("internal error", exc_info=error)
-            return ServiceError("the server made a mistake")
+            return ServiceError("the server failed unexpectedly")
         return self._fault or BadRequest(f"this is no request of HTTP/1.1: {error}")
 
     def _fail(self, fault: ServiceError) -> NoReturn:
