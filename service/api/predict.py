@@ -15,11 +15,14 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from models.artifact.artifact import VersionNumber
-from service.api.middleware import RequestFacts
+from service.api.failures import answer_error
+from service.api.middleware import RequestFacts, RequestMiddleware
 from service.api.schemas import PredictAnswer
 from service.api.state import AppState
+from service.errors import ServiceError
 from service.inference.servable import Outcome
 from service.repository.routing import Label
 
@@ -82,7 +85,16 @@ async def predict(request: Request) -> Response:
     return Response(answer, media_type="application/json", headers={"Server-Timing": _server_timing(outcome)})
 
 
-route = Route("/predict/{model}", predict, methods=["POST"])
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    request = Request(scope, receive, send)
+    try:
+        response = await predict(request)
+    except (ServiceError, RequestValidationError) as error:
+        response = await answer_error(request, error)
+    await response(scope, receive, send)
+
+
+route = Route("/predict/{model}", RequestMiddleware(_answer), methods=["POST"])
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
