@@ -1,1 +1,1 @@
-"""Requests -> answers, as FastAPI's routes. Imports versions and what is below them."""
+"""The HTTP API: routes, request bodies, response schemas. May import versions and the rooms below it."""

@@ -1,4 +1,4 @@
-"""/admin: HTTP and nothing else. It exists only where MENAGERIE_ADMIN_TOKEN is set."""
+"""The admin API, under /admin. It exists only if MENAGERIE_ADMIN_TOKEN is set."""
 
 import hmac
 from collections.abc import AsyncIterator
@@ -23,13 +23,13 @@ TAR = "application/x-tar"
 _LINES = "application/x-ndjson"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
-bearer = HTTPBearer(auto_error=False, description="The token of MENAGERIE_ADMIN_TOKEN")
+bearer = HTTPBearer(auto_error=False, description="The value of MENAGERIE_ADMIN_TOKEN")
 
 
 def authorize(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None
 ) -> None:
-    """Raises Unauthorized unless the token was sent. How long the comparison takes tells nothing of it."""
+    """Raises Unauthorized unless the right token was sent. The comparison takes constant time."""
     token = AppState.of(request).settings.admin_token
     assert token is not None
     given = credentials.credentials if credentials else ""
@@ -48,7 +48,7 @@ Version = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 Label = Annotated[str, Path(pattern=f"^{LABEL}$")]
 Percent = Annotated[float, Query(ge=0, le=100)]
 UnloadFirst = Annotated[
-    bool, Query(description="Where memory does not hold both, unload the live version before the new one is loaded")
+    bool, Query(description="If memory cannot hold both versions, unload the live version before loading the new one")
 ]
 
 
@@ -66,10 +66,10 @@ def _model(request: Request, model: str) -> ModelBody:
     openapi_extra={"requestBody": {"required": True, "content": {"application/toml": {"schema": {"type": "string"}}}}},
 )
 async def define_model(request: Request, model: str) -> ModelBody:
-    """Writes the model's model.toml, which is the body: of a new model, or in the place of the old one."""
+    """Creates a model, or replaces its model.toml. The body is the content of model.toml."""
     async with AppState.of(request).bodies.receive(request) as body:
         if len(body) > MOST_BYTES:
-            raise BodyTooLarge(f"a model.toml has at most {MOST_BYTES} bytes", cure="put labels into labels.txt")
+            raise BodyTooLarge(f"model.toml has more than {MOST_BYTES} bytes", cure="put the labels into labels.txt")
         try:
             body.decode()
         except UnicodeDecodeError as error:
@@ -91,15 +91,20 @@ async def upload_version(
     model: str,
     *,
     filename: Annotated[
-        str, Query(pattern=r"^weights(\.[a-z0-9]{1,16}){0,2}$", description="What the weights file is to be called")
+        str, Query(pattern=r"^weights(\.[a-z0-9]{1,16}){0,2}$", description="Name for the weights file")
     ] = "weights",
-    sha256: Annotated[str | None, Query(pattern="^[0-9a-fA-F]{64}$", description="Refuse other bytes")] = None,
-    version: Annotated[int | None, Query(ge=1, le=MAX_VERSION, description="Default: the next free number")] = None,
-    live: Annotated[bool, Query(description="false: only store it, and keep the live version live")] = True,
+    sha256: Annotated[
+        str | None,
+        Query(pattern="^[0-9a-fA-F]{64}$", description="Expected SHA-256 of the body; other content is refused"),
+    ] = None,
+    version: Annotated[
+        int | None, Query(ge=1, le=MAX_VERSION, description="Version number. Default: the next free number")
+    ] = None,
+    live: Annotated[bool, Query(description="false stores the version and keeps the current version live")] = True,
 ) -> UploadAnswer:
-    """Publishes the body as a version: a weights file, or (application/x-tar) a tar of the version's directory.
+    """Publishes a version: a weights file, or a tar of the version's directory (application/x-tar).
 
-    It is loaded as if it had been dropped into the repository; `progress` tells how far that has come.
+    The server then loads it like any new version in the repository; `progress` follows the load.
     """
     state = AppState.of(request)
     operations, name = state.operations, state.registry.model(model).name
@@ -117,13 +122,13 @@ async def upload_version(
                 await operations.pin(name)
             number = await operations.publish(staged, name, version)
     except ClientDisconnect:
-        raise BadRequest("the upload ended early") from None  # nobody reads it
+        raise BadRequest("the upload ended early") from None  # for the log: the client is gone
     return UploadAnswer(model=name, version=number, bytes=upload.bytes, sha256=upload.sha256)
 
 
 @router.delete("/versions/{version}")
 async def delete_version(request: Request, model: str, version: Version) -> ModelBody:
-    """Removes a version that is neither live nor labelled from the repository."""
+    """Deletes a version from the repository, unless it is live or has a label."""
     await _operations(request).delete(model, version)
     return _model(request, model)
 
@@ -132,20 +137,20 @@ async def delete_version(request: Request, model: str, version: Version) -> Mode
 async def load_version(
     request: Request, model: str, version: Version, *, unload_first: UnloadFirst = False
 ) -> VersionBody:
-    """Loads a version beside the live one, and answers when it is ready; requests for the same load share it."""
+    """Loads a version beside the live one, and responds when it is ready. Requests for one version share its load."""
     return VersionBody.of(await _operations(request).load(model, version, unload_first=unload_first))
 
 
 @router.post("/versions/{version}/cancel")
 async def cancel_load(request: Request, model: str, version: Version) -> ModelBody:
-    """Ends the load of a version that is under way, its conversion included."""
+    """Cancels the load of a version, including its conversion."""
     await _operations(request).cancel(model, version)
     return _model(request, model)
 
 
 @router.post("/versions/{version}/unload")
 async def unload_version(request: Request, model: str, version: Version) -> ModelBody:
-    """Unloads a version that is neither live nor labelled, once its last callers are answered."""
+    """Unloads a version after its last requests, unless it is live or has a label."""
     await _operations(request).unload(model, version)
     return _model(request, model)
 
@@ -154,7 +159,7 @@ async def unload_version(request: Request, model: str, version: Version) -> Mode
 async def activate_version(
     request: Request, model: str, version: Version, *, unload_first: UnloadFirst = False
 ) -> VersionBody:
-    """Makes a version live, loading it first if need be. What fails leaves the live version live."""
+    """Makes a version live, and loads it first if necessary. If this fails, the live version does not change."""
     return VersionBody.of(await _operations(request).activate(model, version, unload_first=unload_first))
 
 
@@ -164,7 +169,7 @@ async def activate_version(
     responses={200: {"content": {_LINES: {"schema": {"type": "string"}}}}},
 )
 async def follow_version(request: Request, model: str, version: Version) -> StreamingResponse:
-    """Lines of JSON, each the version as it stands: one now, and one for each step until its load has ended."""
+    """Streams the version as lines of JSON: its current state, then a line for each change until its load has ended."""
     record = AppState.of(request).registry.record(model, version)
 
     async def lines() -> AsyncIterator[str]:
@@ -180,29 +185,29 @@ async def try_version(
     model: str,
     version: Version,
     *,
-    canary: Annotated[Percent, Query(description="Per cent of the requests that it answers")] = 0.0,
+    canary: Annotated[Percent, Query(description="Per cent of the requests without a version that it answers")] = 0.0,
     shadow: Annotated[
         Annotated[float, Field(ge=0, le=100)] | bool,
         Query(
             union_mode="left_to_right",  # 1 is one per cent
-            description=f"Per cent of the requests it is shown as well; true is {SHADOW_PERCENT:g}",
+            description=f"Per cent of those requests that are mirrored to it; true means {SHADOW_PERCENT:g}",
         ),
     ] = False,
 ) -> ModelBody:
-    """Gives a version that is not live its share of the requests; with neither, its trial ends and it is unloaded."""
+    """Makes a version that is not live a canary, a shadow or both. With neither, it stops being one and is unloaded."""
     await _operations(request).try_out(model, version, canary=canary, shadow=shadow)
     return _model(request, model)
 
 
 @router.post("/rollback")
 async def roll_back(request: Request, model: str) -> VersionBody:
-    """Makes the version live that was so before."""
+    """Makes the previous live version live again."""
     return VersionBody.of(await _operations(request).roll_back(model))
 
 
 @router.post("/unpin")
 async def unpin(request: Request, model: str) -> ModelBody:
-    """Lets the highest version be live again, now and as others come."""
+    """Makes the highest version live, now and whenever a higher one is added."""
     await _operations(request).unpin(model)
     return _model(request, model)
 
@@ -211,13 +216,13 @@ async def unpin(request: Request, model: str) -> ModelBody:
 async def set_label(
     request: Request, model: str, label: Label, version: Annotated[int, Query(ge=1, le=MAX_VERSION)]
 ) -> ModelBody:
-    """Moves a label to a version, which is loaded first if need be; `?version=LABEL` then asks for it."""
+    """Sets a label to a version, and loads the version first if necessary. `?version=LABEL` then selects it."""
     await _operations(request).label(model, label, version)
     return _model(request, model)
 
 
 @router.delete("/labels/{label}")
 async def remove_label(request: Request, model: str, label: Label) -> ModelBody:
-    """Takes a label away."""
+    """Removes a label."""
     await _operations(request).label(model, label, None)
     return _model(request, model)

@@ -1,4 +1,4 @@
-"""Request bodies -> items: received under caps and a deadline, then read as an image, multipart or JSON."""
+"""Request bodies -> items. A body is received within limits and a deadline, then read as image, multipart or JSON."""
 
 import asyncio
 import base64
@@ -35,13 +35,13 @@ _NUMBERS = {int, float}
 
 
 def declared_bytes(request: Request) -> int:
-    """How long the body is by its Content-Length; 0 where there is none."""
+    """The length of the body according to Content-Length; 0 if there is none."""
     declared = request.headers.get("content-length", "")
     return min(int(declared[:20]), sys.maxsize) if declared.isascii() and declared.isdigit() else 0
 
 
 class BodyReader:
-    """Receives bodies, and knows how many bytes of them the server holds at the moment."""
+    """Receives bodies, and counts the bytes that the server currently holds."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -49,9 +49,9 @@ class BodyReader:
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body, which counts as held until the context ends.
+        """Receives the whole body, which counts as held until the context ends.
 
-        Raises BodyTooLarge, BodyTimeout, QueueFull, EmptyBody; starlette's ClientDisconnect where the client goes.
+        Raises BodyTooLarge, BodyTimeout, QueueFull, EmptyBody, and Starlette's ClientDisconnect if the client is gone.
         """
         limit = self._settings.max_body_bytes
         if (declared := declared_bytes(request)) > limit:
@@ -67,7 +67,7 @@ class BodyReader:
                         if held > limit:
                             raise self._too_large(held)
                         if self._held_bytes > self._settings.max_inflight_body_bytes:
-                            raise QueueFull("the server holds as many bytes of requests as it may")
+                            raise QueueFull("the server holds as many bytes of request bodies as allowed")
                         chunks.append(chunk)
             except TimeoutError:
                 seconds = self._settings.body_timeout_seconds
@@ -79,24 +79,24 @@ class BodyReader:
             self._held_bytes -= held
 
     def _too_large(self, size: int) -> BodyTooLarge:
-        return BodyTooLarge(f"the body has {size} bytes or more, and {self._settings.max_body_bytes} are allowed")
+        return BodyTooLarge(f"the body has at least {size} bytes; {self._settings.max_body_bytes} are allowed")
 
     async def items(self, body: bytes, headers: Mapping[str, str]) -> Sequence[Item | ServiceError]:
-        """What is to be predicted, in order. Raises UnsupportedMediaType, BadRequest, EmptyBody, InvalidInput."""
+        """The items of a body, in order. Raises UnsupportedMediaType, BadRequest, EmptyBody, InvalidInput."""
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type == "multipart/form-data":
             return await self._files(body, headers)
         if media_type == "application/json":
             if len(body) < _SMALL_BYTES:
                 return self._instances(body)
-            return await asyncio.to_thread(self._instances, body)  # some tenths of a second, at worst
+            return await asyncio.to_thread(self._instances, body)  # takes some tenths of a second at worst
         if media_type.startswith("image/") or media_type in {"", "application/octet-stream"}:
             return [body]
-        raise UnsupportedMediaType(f"a body of the type {media_type[:64]!r} is not taken")
+        raise UnsupportedMediaType(f"the content type {media_type[:64]!r} is not supported")
 
     def _too_many(self) -> InvalidInput:
         limit = self._settings.max_images_per_request
-        return InvalidInput(f"the request has more than {limit} items", cure="send them in several requests")
+        return InvalidInput(f"the request has more than {limit} items", cure="split them into several requests")
 
     async def _files(self, body: bytes, headers: Mapping[str, str]) -> Sequence[Item | ServiceError]:
         async def stream() -> AsyncIterator[bytes]:
@@ -104,12 +104,12 @@ class BodyReader:
 
         limit = self._settings.max_images_per_request
         parser = MultiPartParser(
-            headers,  # type: ignore[arg-type]  # Starlette's own Headers, seen here as a mapping
-            stream(),  # type: ignore[arg-type]  # an async generator is what request.stream() gives as well
+            headers,  # type: ignore[arg-type]  # it is Starlette's Headers, seen here as a mapping
+            stream(),  # type: ignore[arg-type]  # request.stream() is an async generator, too
             max_files=limit,
             max_fields=_MAX_FORM_FIELDS,
         )
-        parser.spool_max_size = len(body) + 1  # the body is in memory already: nothing is written to disk
+        parser.spool_max_size = len(body) + 1  # the body is already in memory: do not write it to disk
         try:
             form = await parser.parse()
         except (MultiPartException, KeyError, UnicodeError) as error:
@@ -128,19 +128,19 @@ class BodyReader:
         return [file or EmptyBody("the file is empty") for file in files]
 
     def _instances(self, body: bytes) -> Sequence[Item | ServiceError]:
-        # Counted before it is parsed, which holds up every other request.
+        # Counted before parsing, because parsing holds the GIL and delays every other request.
         if sum(body.count(separator) for separator in (b",", b"[", b"{")) > _MAX_JSON_VALUES:
             raise InvalidInput(
-                f"the body has more than {_MAX_JSON_VALUES} values", cure="send several requests, and images as base64"
+                f"the body has more than {_MAX_JSON_VALUES} values", cure="send several requests; send images as base64"
             )
         try:
             document = from_json(body, allow_inf_nan=False)
         except ValueError as error:
-            raise BadRequest(f"the body is not JSON: {error}", cure='send {"instances": [...]}') from error
+            raise BadRequest(f"the body is not valid JSON: {error}", cure='send {"instances": [...]}') from error
         instances = document.get("instances") if isinstance(document, dict) else None
         if not isinstance(instances, list) or not instances:
             raise InvalidInput(
-                "the body has no list of instances",
+                "the body has no list `instances`",
                 cure='send {"instances": [[5.1, 3.5, 1.4, 0.2]]} or {"instances": [{"b64": "..."}]}',
             )
         if len(instances) > self._settings.max_images_per_request:
@@ -149,28 +149,30 @@ class BodyReader:
 
 
 def _instance(instance: Any) -> Item | ServiceError:
-    """An image's bytes from {"b64": ...}, or an array of float32 from nested lists."""
+    """The bytes of an image from {"b64": ...}, or a float32 array from nested lists."""
     if isinstance(instance, dict):
         try:
             return base64.b64decode(instance["b64"], validate=True) or EmptyBody("the image is empty")
         except (KeyError, TypeError, ValueError, binascii.Error):
-            return InvalidInput('an instance is not an image in base64: {"b64": "..."}')
-    # Before numpy sees it: of texts it makes an array in which each takes as much room as the longest.
+            return InvalidInput('an instance is not a base64 image: {"b64": "..."}')
+    # Checked before numpy gets it: in an array of strings, each takes as much memory as the longest.
     if not _is_numeric(instance):
-        return InvalidInput("an instance holds something else than numbers")
+        return InvalidInput("an instance contains something other than numbers")
     try:
         numbers = np.asarray(instance)
     except ValueError:  # lists of different lengths
         return InvalidInput("an instance has rows of different lengths")
     if numbers.dtype.kind not in "iuf":  # integers beyond 64 bits
-        return InvalidInput("an instance holds a number beyond float32")
+        return InvalidInput("an instance contains a number that float32 cannot hold")
     with np.errstate(over="ignore"):
         floats = numbers.astype(np.float32)
-    return floats if np.isfinite(floats).all() else InvalidInput("an instance holds a number beyond float32")
+    return (
+        floats if np.isfinite(floats).all() else InvalidInput("an instance contains a number that float32 cannot hold")
+    )
 
 
 def _is_numeric(value: Any, depth: int = 0) -> bool:
-    """Whether it is a number, or lists of numbers alone."""
+    """Whether the value is a number, or nested lists of only numbers."""
     if not isinstance(value, list):
         return type(value) in _NUMBERS
     return set(map(type, value)) <= _NUMBERS or (

@@ -1,4 +1,4 @@
-"""What every request gets: an id, a line in the log, its place in the metrics, and an answer if all else fails."""
+"""Around every request: a request ID, a log line, metrics, and an error response if the application fails."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ _QUIET = ("/health/", "/metrics")
 
 @dataclass
 class RequestFacts:
-    """What a route and the error handler tell of a request."""
+    """Facts about a request, set by its route and the error handler, for the log and the metrics."""
 
     is_prediction: bool
     model: str = metrics.NO_MODEL
@@ -35,30 +35,30 @@ class RequestFacts:
 
     @staticmethod
     def of(request: Request) -> "RequestFacts":
-        """The facts of a request under way."""
+        """The facts of a request."""
         facts: RequestFacts = request.scope["facts"]
         return facts
 
 
 def error_response(error: ServiceError) -> Response:
-    """An error in its one JSON shape."""
+    """The JSON response for an error."""
     body = ErrorAnswer(error=ErrorBody.of(error)).model_dump_json()
     return Response(body, error.status, dict(error.headers), media_type="application/json")
 
 
 class RequestMiddleware:
-    """Stands around the whole application."""
+    """Wraps an application."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; what is no request passes through."""
+        """Handles a request; other scopes pass through."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        # Nobody's secret; the system's randomness would cost a call that lets go of the GIL.
+        # The ID is no secret. The system's random numbers would take a call that releases the GIL.
         request_id = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         facts = scope["facts"] = RequestFacts(scope["method"] == "POST" and scope["path"].startswith("/predict/"))
         started, status = time.monotonic(), 0
@@ -76,28 +76,30 @@ class RequestMiddleware:
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):
                 log.exception("internal error")
-                told = ServiceError("the server failed unexpectedly")
+                failure = ServiceError("the server failed unexpectedly")
             else:  # the grace period is over
-                told = ShuttingDown("the server stopped before the answer was ready")
-            facts.outcome = told.code
-            if status:  # the answer has begun: it can only be cut off
+                failure = ShuttingDown("the server stopped before the answer was ready")
+            facts.outcome = failure.code
+            if status:  # the response has begun, so it can only be cut off
                 raise
-            await error_response(told)(scope, receive, send_with_id)
+            await error_response(failure)(scope, receive, send_with_id)
         finally:
-            _tell(scope, facts, status, time.monotonic() - started)
+            _record(scope, facts, status, time.monotonic() - started)
             REQUEST_ID.reset(token)
 
 
-def _tell(scope: Scope, facts: RequestFacts, status: int, seconds: float) -> None:
+def _record(scope: Scope, facts: RequestFacts, status: int, seconds: float) -> None:
     if facts.is_prediction:
         metrics.count_request(facts.model, facts.version, facts.outcome, seconds)
     wanted = AppState.in_scope(scope).settings.log_requests
     if wanted == "none" or (wanted == "failed" and facts.outcome == "ok"):
         return
-    path = scope.get("raw_path", b"").decode("ascii", "replace")  # still percent-encoded: no line can be forged
-    tell = log.debug if path.startswith(_QUIET) else log.info
+    path = scope.get("raw_path", b"").decode(
+        "ascii", "replace"
+    )  # still percent-encoded, so a client cannot forge a line
+    write = log.debug if path.startswith(_QUIET) else log.info
     known = {"model": facts.model, "version": facts.version} if facts.is_prediction else {}
-    tell(
+    write(
         "request",
         method=scope["method"],
         path=path,

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own, and POST /predict/{model}, which is no route of FastAPI."""
+"""POST /predict/{model} in the OpenAPI document. FastAPI documents only its own routes."""
 
 from collections.abc import Callable, Mapping
 from http.client import responses as phrases
@@ -31,7 +31,7 @@ _BODIES = {
 
 
 def document_predict(app: FastAPI) -> None:
-    """Adds the route to the document of the application, which FastAPI makes when it is first asked for."""
+    """Adds the route to the OpenAPI document, which FastAPI makes at the first request for it."""
     make: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -35,7 +35,7 @@ VersionOrLabel = Annotated[
     VersionNumber | Label | None,
     Field(
         union_mode="left_to_right",
-        description="A version or its label. Default: the live one, or a canary's turn",
+        description="A version number or label. Default: the live version, or a canary for its share of the requests",
     ),
 ]
 
@@ -43,7 +43,7 @@ VersionOrLabel = Annotated[
 class PredictQuery(BaseModel):
     """The query of a prediction."""
 
-    top_k: int = Field(5, ge=1, le=1000, description="How many classes to answer with")
+    top_k: int = Field(5, ge=1, le=1000, description="How many classes to return")
     version: VersionOrLabel = None
 
     @classmethod
@@ -61,13 +61,13 @@ _NO_QUERY = PredictQuery()
 
 
 async def predict(request: Request) -> Response:
-    """Says what is on an image, on each of several, or in rows of numbers."""
+    """Classifies an image, several images or rows of numbers."""
     facts, state = RequestFacts.of(request), AppState.of(request)
     registry = state.registry
     name: str = request.path_params["model"]
     query = PredictQuery.of(request)
     facts.model = registry.model(name).name
-    facts.version = str(registry.servable(name, query.version).version)  # before the body is read
+    facts.version = str(registry.servable(name, query.version).version)  # fails before the body is read
     try:
         async with state.bodies.receive(request) as body:
             items = await state.bodies.items(body, request.headers)

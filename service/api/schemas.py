@@ -1,4 +1,4 @@
-"""Response bodies, as OpenAPI shows them."""
+"""Response bodies, as the OpenAPI document shows them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from service.versions.model import Model, Record, State
 
 
 class Body(BaseModel):
-    """Base of every answer."""
+    """Base class of every response body."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class ErrorBody(Body):
-    """What went wrong: a stable code, the server's words, and what to do."""
+    """An error: a stable code, a message, and what to do about it."""
 
     code: str
     message: str
@@ -31,23 +31,23 @@ class ErrorBody(Body):
 
     @classmethod
     def of(cls, error: ServiceError) -> "ErrorBody":
-        """What is told of an error."""
+        """The body for an error."""
         return cls(code=error.code, message=error.message, cure=error.cure)
 
 
 class ErrorAnswer(Body):
-    """The one shape of every error."""
+    """The response body of every error."""
 
     error: ErrorBody
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, as OpenAPI shows them."""
+    """The error responses of a route, for the OpenAPI document."""
     return {status: {"model": ErrorAnswer} for status in statuses}
 
 
 class ClassProbability(Body):
-    """One class of an answer, with its probability between 0 and 1."""
+    """A class with its probability, from 0 to 1."""
 
     label: str
     index: int
@@ -55,14 +55,14 @@ class ClassProbability(Body):
 
 
 class Result(Body):
-    """The answer to one item of several: its best classes, or its own error."""
+    """The result for one of several items: its most probable classes, or its error."""
 
     predictions: Sequence[ClassProbability] | None = None
     error: ErrorBody | None = None
 
 
 class PredictAnswer(Body):
-    """`predictions` for one item, best first; `results` for several, in the order in which they were sent."""
+    """`predictions` for a single item, most probable first; `results` for several, in the order of the request."""
 
     model: str
     version: int
@@ -71,9 +71,9 @@ class PredictAnswer(Body):
 
     @staticmethod
     def encoded(servable: Servable, outcome: Outcome) -> bytes:
-        """The answer as JSON. Raises the error of a single item, which is the error of its request.
+        """The answer as JSON. If a single item failed, raises its error.
 
-        Of plain dictionaries, which takes a tenth of the time of building these models first.
+        It is made from plain dictionaries, in a tenth of the time that building these models first would take.
         """
         answer: dict[str, Any] = {"model": servable.name, "version": servable.version}
         results = [_result(result) for result in outcome.results]
@@ -85,14 +85,14 @@ class PredictAnswer(Body):
 
 
 def _result(result: Sequence[Prediction] | ServiceError) -> dict[str, Any]:
-    """A Result; a Prediction has the fields of a ClassProbability."""
+    """A Result. A Prediction has the same fields as a ClassProbability."""
     if isinstance(result, ServiceError):
         return {"error": ErrorBody.of(result).model_dump()}
     return {"predictions": result}
 
 
 class EngineBody(Body):
-    """How a version is run, and with `tune` what was measured for that."""
+    """How the engine runs a version; with `tune`, also the measured images per second."""
 
     optimization: str
     intra_op_threads: int
@@ -102,7 +102,7 @@ class EngineBody(Body):
 
     @classmethod
     def of(cls, servable: Servable) -> "EngineBody":
-        """What is told of a servable's engine."""
+        """The body for a servable's engine."""
         plan, tuning = servable.plan, servable.tuning
         return cls(
             optimization=plan.optimization,
@@ -114,13 +114,13 @@ class EngineBody(Body):
 
 
 class VersionBody(Body):
-    """One version: its state, and what is known of it once it is loaded."""
+    """A version: its state, and its details once it has been loaded."""
 
     version: int
     state: State
     reason: str
     since: float
-    """Seconds since 1970."""
+    """When the state last changed, in seconds since 1970."""
     architecture: str | None = None
     framework: str | None = None
     classes: int | None = None
@@ -129,23 +129,23 @@ class VersionBody(Body):
     provider: str | None = None
     precision: str | None = None
     choice: Choice | None = None
-    """How that precision was chosen; not told where fp32 was asked for."""
+    """How the precision was chosen; absent if fp32 was requested."""
     producers: Mapping[str, str] | None = None
     fingerprint: str | None = None
     engine: EngineBody | None = None
     memory_bytes: int | None = None
-    """By how much the process grew as the version was opened."""
+    """Growth of the process's memory when the version was opened."""
     canary: float | None = None
-    """Per cent of the requests that name no version which it answers, while it is on trial."""
+    """Per cent of the requests without a version that it answers, if it is a canary."""
     shadow: float | None = None
-    """Per cent of those requests which it is shown as well."""
+    """Per cent of those requests that are mirrored to it, if it is a shadow."""
     golden: Report | None = None
-    """How its labels agreed with the live version's when it was loaded or made live."""
+    """How its labels agreed with the live version's labels when it was loaded or made live."""
 
     @classmethod
     def of(cls, record: Record, part: Part | None = None) -> "VersionBody":
-        """What is told of a version."""
-        trial = {"canary": part.canary or None, "shadow": part.shadow or None} if part else {}
+        """The body for a version."""
+        shares = {"canary": part.canary or None, "shadow": part.shadow or None} if part else {}
         known = _known(record.manifest) if record.manifest else {}
         return cls(
             version=record.version,
@@ -157,7 +157,7 @@ class VersionBody(Body):
             memory_bytes=record.servable.memory_bytes if record.servable else None,
             golden=record.report,
             **known,
-            **trial,
+            **shares,
         )
 
 
@@ -176,20 +176,20 @@ def _known(manifest: Manifest) -> dict[str, Any]:
 
 
 class ModelBody(Body):
-    """One model: who answers (`live`), and every version that is loaded or was tried."""
+    """A model: its live version, and every version that has been loaded or has failed to load."""
 
     name: str
     ready: bool
     live: int | None
     labels: Mapping[str, int]
     stored: Sequence[int]
-    """The versions in the repository, loaded or not."""
+    """Every version in the repository, loaded or not."""
     problem: str
     versions: Sequence[VersionBody]
 
     @classmethod
     def of(cls, model: Model) -> "ModelBody":
-        """What is told of a model."""
+        """The body for a model."""
         return cls(
             name=model.name,
             ready=model.is_ready,
@@ -204,13 +204,13 @@ class ModelBody(Body):
 
 
 class ModelsAnswer(Body):
-    """Every model."""
+    """All models."""
 
     models: Sequence[ModelBody]
 
 
 class UploadAnswer(Body):
-    """A version that was received and published."""
+    """An uploaded version that has been published."""
 
     model: str
     version: int
@@ -219,7 +219,7 @@ class UploadAnswer(Body):
 
 
 class LabelsAnswer(Body):
-    """The labels of the live version, in class order."""
+    """The labels of a version, in class order."""
 
     model: str
     version: int
@@ -227,13 +227,13 @@ class LabelsAnswer(Body):
 
 
 class ReadyAnswer(Body):
-    """Whether requests would be answered, and why not."""
+    """Whether requests can be answered, and the reasons if not."""
 
     ready: bool
     reasons: Mapping[str, str] = {}
 
 
 class LiveAnswer(Body):
-    """Whether the process is up and no engine call is stuck."""
+    """Whether the event loop responds and no engine call is stuck."""
 
     live: bool

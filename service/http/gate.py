@@ -1,7 +1,7 @@
-"""Lets requests into the application a few a turn of the event loop, so that no turn is long.
+"""Limits how many requests enter the application in one iteration of the event loop.
 
-A new connection takes three turns to its answer. If the requests of a thousand clients all ran in one turn, it would
-wait for three thousand answers.
+The response to a new connection takes three iterations. If the requests of a thousand clients ran in each of them, the
+new connection would wait for three thousand responses.
 """
 
 import asyncio
@@ -9,19 +9,19 @@ from collections import deque
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-REQUESTS_IN_A_TURN = 64  # some 10 ms
+REQUESTS_PER_ITERATION = 64  # some 10 ms
 PROBES = "/health/"
 
 
 class Gate:
-    """Stands before the application. Requests pass in their order; health checks have a lane of their own."""
+    """Stands before the application. Requests enter in order; health checks have their own lane."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._requests, self._probes = _Lane(REQUESTS_IN_A_TURN), _Lane(REQUESTS_IN_A_TURN)
+        self._requests, self._probes = _Lane(REQUESTS_PER_ITERATION), _Lane(REQUESTS_PER_ITERATION)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; what is no request passes at once."""
+        """Handles a request; other scopes pass at once."""
         if scope["type"] == "http":
             lane = self._probes if scope["path"].startswith(PROBES) else self._requests
             if not lane.is_open():
@@ -30,7 +30,7 @@ class Gate:
 
 
 class _Lane:
-    """So many enter in one turn of the loop, the others in the next ones, in their order."""
+    """Admits `width` callers in each iteration of the loop, in order."""
 
     def __init__(self, width: int) -> None:
         self._width = self._left = width
@@ -38,34 +38,34 @@ class _Lane:
         self._is_counting = False
 
     def is_open(self) -> bool:
-        """Whether the caller enters now; else it has to wait."""
+        """Whether the caller may enter now; if so, it counts as entered. Otherwise it must wait."""
         if not self._is_counting:
             self._is_counting = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._next_iteration)
         if not self._left:
             return False
         self._left -= 1
         return True
 
     async def wait(self) -> None:
-        """Returns when it is the caller's turn. Whoever is cancelled meanwhile enters, and is cancelled within."""
-        place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        """Returns when the caller may enter. A caller that is cancelled meanwhile enters, and is cancelled inside."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
         try:
-            await place
+            await turn
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None
-            task.cancel()  # again, at the application's first wait: the application knows how to tell the client
+            task.cancel()  # at the first await of the application, which knows how to answer the client
 
-    def _turn(self) -> None:
-        """A new turn of the loop has begun."""
+    def _next_iteration(self) -> None:
+        """Admits callers at the start of an iteration."""
         self._left = self._width
         while self._waiting and self._left:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
                 self._left -= 1
         self._is_counting = self._left < self._width
         if self._is_counting:
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._next_iteration)

@@ -1,4 +1,4 @@
-"""HEAD, as GET without its body (RFC 9110, 9.3.2): health checkers and load balancers send it."""
+"""HEAD: GET without the body (RFC 9110, 9.3.2). Health checkers and load balancers send it."""
 
 from contextlib import suppress
 
@@ -6,13 +6,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMiddleware:
-    """Answers HEAD on every route that takes GET, with its status and headers."""
+    """Answers HEAD on every GET route with the status and headers of GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; all but HEAD pass through."""
+        """Handles a HEAD request; all others pass through."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self.app(scope, receive, send)
             return
@@ -23,11 +23,11 @@ class HeadMiddleware:
                 return
             await send({"type": "http.response.body"})
             if message.get("more_body", False):
-                raise _Answered  # a stream, such as a load's progress, need not be waited for
+                raise _Answered  # do not wait for the rest of a stream, such as the progress of a load
 
         with suppress(_Answered):
             await self.app({**scope, "method": "GET"}, receive, send_head)
 
 
 class _Answered(Exception):
-    """All that HEAD asks for has been sent."""
+    """Ends the GET: everything that HEAD needs has been sent."""

@@ -1,7 +1,8 @@
-"""The sockets that listen: they accept all that has arrived, and close without losing a connection.
+"""Listening sockets: they accept every connection that has arrived, and close without losing one.
 
-uvloop's own server accepts one connection in a turn of its loop, a few a second beside a thousand busy clients,
-and it stops for good when the process has no descriptor left. A socket that listens resets its backlog when it closes.
+uvloop's own server accepts one connection in each iteration of its loop, which is a few a second beside a thousand busy
+clients, and it stops for good when the process runs out of file descriptors. Closing a listening socket resets the
+connections in its backlog, so they are accepted first.
 """
 
 import asyncio
@@ -19,37 +20,37 @@ from service.errors import ServiceError
 log = structlog.get_logger()
 
 BACKLOG = 4096  # the kernel lowers it to net.core.somaxconn
-ACCEPTED_IN_A_TURN = 256  # of each socket; the rest waits for the loop's next turn
+ACCEPTED_PER_ITERATION = 256  # for each socket; the rest waits for the next iteration of the loop
 EXHAUSTED_SECONDS = 0.1
 HANDSHAKE_SECONDS = 0.25  # a few round trips
 
 _NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CURES = {
-    errno.EADDRINUSE: "stop what listens there, or choose another port: --port or MENAGERIE_PORT",
+    errno.EADDRINUSE: "stop the program that listens there, or choose another port: --port or MENAGERIE_PORT",
     errno.EACCES: "choose a port above 1023: --port or MENAGERIE_PORT",
 }
 
-# A classic BPF program that drops every packet with which a client begins to connect.
+# A classic BPF program that drops every packet that opens a connection.
 # Each row is an instruction: code, jump if true, jump if false, operand.
 _SO_ATTACH_FILTER = 26
 _DROP_SYN = (
-    (0x30, 0, 0, 13),  # load the byte of the TCP header that holds its flags
-    (0x45, 0, 1, 0x02),  # is SYN among them?
+    (0x30, 0, 0, 13),  # load the byte with the flags of the TCP header
+    (0x45, 0, 1, 0x02),  # is SYN set?
     (0x06, 0, 0, 0),  # drop
     (0x06, 0, 0, 0xFFFFFFFF),  # keep
 )
 
 
 class ListenError(ServiceError):
-    """The address cannot be listened on."""
+    """The server cannot listen on this address."""
 
     code = "cannot_listen"
     cure = "choose an address of this machine: --host or MENAGERIE_HOST"
 
 
 class Listener:
-    """Sockets on every address of a host. Opened and closed in the thread of the loop that they serve."""
+    """Sockets on every address of a host. They are opened and closed in the thread of their event loop."""
 
     def __init__(self, sockets: Sequence[socket.socket]) -> None:
         self._sockets = sockets
@@ -59,7 +60,7 @@ class Listener:
 
     @classmethod
     def on(cls, host: str, port: int) -> "Listener":
-        """Connections are queued from now on. Port 0 takes a free one. Raises ListenError."""
+        """Opens the sockets: connections are queued from now on. Port 0 chooses a free one. Raises ListenError."""
         sockets: list[socket.socket] = []
         try:
             for family, name in _addresses(host):
@@ -74,20 +75,20 @@ class Listener:
 
     @property
     def urls(self) -> list[str]:
-        """Where the clients of this machine find it."""
+        """The URLs for clients on this machine."""
         return [_url(*each.getsockname()[:2]) for each in self._sockets]
 
     def start(self, connect: Callable[[], asyncio.Protocol]) -> None:
-        """Connections are accepted from now on, each for a protocol that `connect` makes."""
+        """Accepts connections from now on; `connect` makes the protocol for each."""
         self._connect = connect
         self._watch()
 
     async def close(self, *, patient: bool) -> None:
-        """Accepts what is in the backlog, and closes. When it returns, each has been given to its protocol.
+        """Accepts the connections in the backlog, hands each to its protocol, and closes the sockets.
 
-        If patient, clients that have begun to connect are waited for, where the kernel can be told to take no others.
+        If patient, waits for clients that have begun to connect, where the kernel can be told to refuse new ones.
         """
-        if patient and self._takes_no_others():
+        if patient and self._refuses_new_clients():
             await asyncio.sleep(HANDSHAKE_SECONDS)
         loop = asyncio.get_running_loop()
         sockets, self._sockets = self._sockets, ()
@@ -101,7 +102,7 @@ class Listener:
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         for each in self._sockets:
-            loop.add_reader(each, self._accept, each, ACCEPTED_IN_A_TURN)
+            loop.add_reader(each, self._accept, each, ACCEPTED_PER_ITERATION)
 
     def _accept(self, listening: socket.socket, limit: int) -> None:
         for _ in range(limit):
@@ -114,7 +115,7 @@ class Listener:
                 if error.errno in _EXHAUSTED:
                     self._pause(error)
                     return
-                continue  # the client is gone again
+                continue  # the client has gone
             connection.settimeout(0)
             task = asyncio.get_running_loop().create_task(self._connected(connection))
             self._connecting.add(task)
@@ -123,11 +124,11 @@ class Listener:
     async def _connected(self, connection: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(self._connect, connection)
-        except OSError:  # the client is gone again
+        except OSError:  # the client has gone
             connection.close()
 
     def _pause(self, error: OSError) -> None:
-        """The backlog waits until others have closed their descriptors; to ask without a pause would take a core."""
+        """Leaves connections in the backlog for a while: without a pause, trying again would keep a core busy."""
         if not self._is_exhausted:
             self._is_exhausted = True
             log.warning("no connection can be accepted for now", reason=error.strerror, cure="raise `ulimit -n`")
@@ -136,8 +137,8 @@ class Listener:
             loop.remove_reader(each)
         loop.call_later(EXHAUSTED_SECONDS, self._watch)
 
-    def _takes_no_others(self) -> bool:
-        """Tells the kernel to drop attempts to connect, which clients repeat after a second. Only Linux can."""
+    def _refuses_new_clients(self) -> bool:
+        """Makes the kernel drop attempts to connect, which clients repeat after a second. False if it is not Linux."""
         code = b"".join(struct.pack("HBBI", *each) for each in _DROP_SYN)
         kept = ctypes.create_string_buffer(code, len(code))
         program = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(kept))

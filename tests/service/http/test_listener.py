@@ -171,7 +171,7 @@ class Crowd:
 
 
 async def test_requests_enter_a_few_a_turn_in_their_order_and_health_checks_at_once(monkeypatch):
-    monkeypatch.setattr(gate, "REQUESTS_IN_A_TURN", 4)
+    monkeypatch.setattr(gate, "REQUESTS_PER_ITERATION", 4)
     crowd = Crowd()
     counting = asyncio.ensure_future(crowd.count_turns(20))
     paths = [f"/predict/{number}" for number in range(20)]
@@ -188,7 +188,7 @@ async def test_requests_enter_a_few_a_turn_in_their_order_and_health_checks_at_o
 
 
 async def test_whoever_is_cancelled_before_the_gate_is_so_within_the_application(monkeypatch):
-    monkeypatch.setattr(gate, "REQUESTS_IN_A_TURN", 1)
+    monkeypatch.setattr(gate, "REQUESTS_PER_ITERATION", 1)
     crowd = Crowd()
     *others, last = crowd.send("/predict/1", "/predict/2", "/predict/3")
     await asyncio.sleep(0)
