@@ -91,7 +91,9 @@ def test_every_route_is_listed():
 
 
 def test_every_route_of_the_admin_api_is_listed():
-    short = [route.replace(" /admin/models/{model}", " ").replace(" `", "`") for route in routes_of(admin.router.routes)]
+    short = [
+        route.replace(" /admin/models/{model}", " ").replace(" `", "`") for route in routes_of(admin.router.routes)
+    ]
     assert [row[0] for row in table("## Admin API")] == short
 
 

@@ -141,6 +141,19 @@ def test_every_answer_is_one_that_is_documented(client, document, repository):
     assert {(method, path) for method, path, *_ in CALLS} == operations
 
 
+def test_the_query_of_a_prediction_is_documented(document):
+    operation = document["paths"]["/predict/{model}"]["post"]
+    assert operation["operationId"] == "predict_predict__model__post"
+    shown = {each["name"]: (each["in"], each["required"], each["schema"]) for each in operation["parameters"]}
+    assert list(shown) == ["model", "top_k", "version"]
+    assert shown["model"] == ("path", True, {"type": "string", "title": "Model"})
+    place, required, schema = shown["top_k"]
+    assert (place, required) == ("query", False)
+    assert {"type": "integer", "minimum": 1, "maximum": 1000, "default": 5}.items() <= schema.items()
+    assert [each["type"] for each in shown["version"][2]["anyOf"]] == ["integer", "string", "null"]
+    assert {"PredictAnswer", "Result", "ClassProbability"} <= document["components"]["schemas"].keys()
+
+
 def test_every_error_that_is_documented_has_the_one_shape(document):
     for path, item in document["paths"].items():
         for method, operation in item.items():

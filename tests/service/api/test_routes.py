@@ -81,6 +81,31 @@ def test_top_k_limits_the_answer_and_may_exceed_the_classes(client):
         assert "top_k" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("top_k=0", "top_k: Input should be greater than or equal to 1"),
+        ("top_k=1001", "top_k: Input should be less than or equal to 1000"),
+        ("top_k=", "top_k: Input should be a valid integer, unable to parse string as an integer"),
+        ("top_k=1&top_k=x", "top_k: Input should be a valid integer, unable to parse string as an integer"),
+        ("version=-&top_k=0", "top_k: Input should be greater than or equal to 1"),
+        ("version=0", "constrained-int: Input should be greater than or equal to 1"),
+        ("version=", "constrained-int: Input should be a valid integer, unable to parse string as an integer"),
+    ],
+)
+def test_a_wrong_query_is_refused_as_on_every_other_route(client, query, message):
+    answer = client.post(f"/predict/nothing?{query}", content=b"", headers=JPEG)
+    assert error_of(answer) == (422, "invalid_input")
+    assert answer.json()["error"]["message"] == message
+    if "top_k" not in query:
+        assert client.get(f"/models/nothing/labels?{query}").json() == answer.json()
+
+
+def test_an_unknown_parameter_is_ignored_and_the_last_of_several_counts(client):
+    answer = client.post("/predict/colour?top_k=x&colour=red&top_k=1&version=1", content=picture(), headers=JPEG)
+    assert len(answer.json()["predictions"]) == 1
+
+
 def test_a_version_can_be_named(client):
     assert client.post("/predict/colour?version=1", content=picture(), headers=JPEG).json()["version"] == 1
     answer = client.post("/predict/colour?version=2", content=picture(), headers=JPEG)
@@ -102,7 +127,7 @@ def test_a_version_can_be_named(client):
         ("largest", b"{}", "application/json"),
     ],
 )
-def test_a_query_takes_another_way_to_the_same_answer(client, model, body, content_type):
+def test_a_query_leads_to_the_same_answer(client, model, body, content_type):
     headers = {"Content-Type": content_type, "X-Request-ID": "mine"}
     plain, queried = (client.post(f"/predict/{model}{q}", content=body, headers=headers) for q in ("", "?top_k=5"))
     assert plain.status_code == queried.status_code

@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service import metrics
-from service.http import protocol
+from service.http import connections, protocol
 from service.lifecycle import Lifecycle
 from service.server import uvicorn_options
 from service.settings import Settings
@@ -472,11 +472,11 @@ def test_idle_connections_beyond_the_limit_make_room_for_health(served, connect)
     server = served(max_connections=2, head_timeout_seconds=600)
     for _ in range(2):
         assert connect(server).send(GET).answer().status == 200
-    idle = [connect(server).send(b"G") for _ in range(3 * protocol.RESERVED_CONNECTIONS)]
+    idle = [connect(server).send(b"G") for _ in range(3 * connections.RESERVED_CONNECTIONS)]
     assert idle[0].answer().error == (503, "too_many_connections")
     answer = connect(server).send(GET.replace(b"/a", b"/health/ready")).answer()
     assert answer.status == 200
-    assert server.open <= 2 + protocol.RESERVED_CONNECTIONS
+    assert server.open <= 2 + connections.RESERVED_CONNECTIONS
 
 
 def test_when_there_is_room_again_those_in_the_reserve_are_answered(served, connect):
