@@ -1,4 +1,4 @@
-"""What the requests of an application share."""
+"""The state that all requests of an application share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
