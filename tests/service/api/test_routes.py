@@ -361,6 +361,19 @@ def test_an_unknown_route_is_an_error_like_any_other(client, path):
     assert error_of(client.get(path))[0] in {404, 405}
 
 
+def test_a_path_without_a_slash_has_no_route(client):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    state = dict(client.app_state)
+    scope = {"type": "http", "method": "OPTIONS", "path": "*", "raw_path": b"*", "query_string": b"", "headers": []}
+    client.portal.call(client.app, scope | {"root_path": "", "state": state}, None, send)
+    assert sent[0]["status"] == 404
+    assert json.loads(sent[1]["body"])["error"]["code"] == "route_not_found"
+
+
 def test_a_wrong_method_is_told(client):
     answer = client.get("/predict/colour")
     assert error_of(answer) == (405, "method_not_allowed")
