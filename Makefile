@@ -4,9 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # Two at a time, because half of the work is waiting for one thread of a framework; a file's tests share what is slow.
-ALL := -m "not training" --numprocesses 2 --dist loadfile
+PARALLEL := --numprocesses 2 --dist loadfile
+ALL := -m "not training" $(PARALLEL)
+FAST := -m "not slow" $(PARALLEL)
 
-.PHONY: serve test test-fast test-training check image
+.PHONY: serve test test-fast test-training lint check coverage image
 
 serve: .venv/serve
 	@$(BIN)/menagerie serve
@@ -15,16 +17,20 @@ test: .venv/test
 	$(BIN)/pytest $(ALL)
 
 test-fast: .venv/test
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest $(FAST)
 
 test-training: .venv/test
 	$(BIN)/pytest -m training
 
-check: .venv/test
+lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ALL)
+
+check: lint test
+
+coverage: .venv/test
+	$(BIN)/pytest $(FAST) --cov --cov-report term --cov-report html
 
 image:
 	docker build --target full --tag menagerie:full .
