@@ -8,7 +8,7 @@ PARALLEL := --numprocesses 2 --dist loadfile
 ALL := -m "not training" $(PARALLEL)
 FAST := -m "not slow" $(PARALLEL)
 
-.PHONY: serve test test-fast test-training lint check coverage image
+.PHONY: serve test test-fast test-training lint check coverage docs tables image
 
 serve: .venv/serve
 	@$(BIN)/menagerie serve
@@ -32,6 +32,13 @@ check: lint test
 coverage: .venv/test
 	$(BIN)/pytest $(FAST) --cov --cov-report term --cov-report html
 
+docs: .venv/docs
+	$(BIN)/zensical build --clean --strict
+
+# Writes the tables of docs/reference that follow from the code.
+tables: .venv/test
+	$(BIN)/python -m tests.tables
+
 image:
 	docker build --target full --tag menagerie:full .
 	docker build --target lean --tag menagerie:lean .
@@ -44,4 +51,9 @@ image:
 
 .venv/test: .venv/serve
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,keras,dev]'
+	@touch $@
+
+.venv/docs: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
