@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from models import pictures
 from models.errors import ArtifactError
 from models.inputs import PICTURE_SUFFIXES, ImageInput, Input
 from models.train.augment import DICE, augmented
@@ -19,7 +20,6 @@ from models.train.recipe import DIGITS, Recipe
 
 Array = NDArray[Any]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # what the server takes
 LEAST = 2  # classes
 
 
@@ -108,7 +108,7 @@ def _check_all(paths: Sequence[Path]) -> None:
 
 def _problem(path: Path) -> str:
     try:
-        picture(path)
+        pictures.read(path)
     except Exception as error:  # noqa: BLE001 - broken files make Pillow raise nearly anything
         return str(error)
     return ""
@@ -130,51 +130,6 @@ def _split(examples: Examples, count: int, seed: int) -> tuple[Examples, Example
             "add images to the smallest class, or change --validation-split or --test-split",
         ) from error
     return examples.at(np.sort(rest)), examples.at(np.sort(chosen))
-
-
-# Pixels, as the server hands them to the network: service/images/preprocess.py computes the same, for hostile bytes.
-
-
-def picture(source: Path | Array) -> Image.Image:
-    """The first frame as a viewer shows it, in mode L or RGB: upright, on white where it is transparent."""
-    if not isinstance(source, Path):
-        return Image.fromarray(source)
-    with Image.open(source, formats=FORMATS) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode == "I;16":
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.new("RGB", layer.size, "white")
-        image.paste(layer, mask=layer)
-    return image if image.mode in {"L", "RGB"} else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def pixels(source: Path | Array, spec: ImageInput) -> NDArray[np.uint8]:
-    """uint8 [height, width, channels]."""
-    image = _fitted(picture(source).convert("L" if spec.channels == 1 else "RGB"), spec)
-    return np.asarray(image).reshape(spec.shape)
-
-
-def _fitted(image: Image.Image, spec: ImageInput) -> Image.Image:
-    resampling, size = Image.Resampling[spec.interpolation.upper()], (spec.width, spec.height)
-    if spec.resize == "stretch":
-        return image.resize(size, resampling)
-    width, height = image.size
-    short, long = spec.shorter_side, int(spec.shorter_side * max(width, height) / min(width, height))
-    new_width, new_height = (short, long) if width <= height else (long, short)
-    left, top = round((new_width - spec.width) / 2), round((new_height - spec.height) / 2)
-    right, bottom = left + spec.width, top + spec.height
-    if (new_width, new_height) == (width, height):
-        return image.crop((left, top, right, bottom))
-    if resampling == Image.Resampling.NEAREST:
-        return image.resize((new_width, new_height), resampling).crop((left, top, right, bottom))
-    x0, x1 = left * width / new_width, right * width / new_width
-    y0, y1 = top * height / new_height, bottom * height / new_height
-    if resampling == Image.Resampling.BILINEAR:
-        return image.resize(size, resampling, (x0, y0, x1, y1))
-    strip = image.resize((spec.width, height), resampling, (x0, 0, x1, height))
-    return strip.resize(size, resampling, (0, y0, spec.width, y1))
 
 
 # Batches.
@@ -223,7 +178,8 @@ class Batches:
     def _item(self, item: Path | Array, change: Array | None) -> Array:
         if not isinstance(self._spec, ImageInput):
             return np.asarray(item).reshape(self._spec.shape)
-        found = pixels(item, self._spec)
+        picture = pictures.read(item) if isinstance(item, Path) else Image.fromarray(item)
+        found = pictures.pixels(picture, self._spec)
         return found if change is None else augmented(found, self._recipe, change)
 
     def _finished(self, items: Array) -> Array:

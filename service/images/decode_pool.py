@@ -19,10 +19,10 @@ import structlog
 from models.inputs import ImageInput
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, ShuttingDown
 from service.host.machine import usable_cores
+from service.images.containers import detect_format
 from service.images.decoders import MACHINE, MEMORY, TIMEOUT, Decoders, Lost, Result
 from service.images.decoding import LARGE_PIXELS, Task, Verdict
 from service.images.fork_server import Forks, ForkServer, NoRoom
-from service.images.imageformat import image_format
 from service.images.quarantine import Quarantine
 from service.images.shortcuts import EXACT, Shortcuts
 from service.logs import REQUEST_ID
@@ -230,7 +230,7 @@ class DecodePool:
             request_id=job.request_id,
             cause=cause,
             seconds=round(seconds, 3),
-            format=image_format(job.data),
+            format=detect_format(job.data),
             bytes=len(job.data),
             sha256=digest,
         )

@@ -10,6 +10,8 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from models.pictures import Box
+
 try:
     import simplejpeg
     from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
@@ -25,7 +27,6 @@ else:
     }
 
 Array = np.ndarray[Any, Any]
-Box = tuple[float, float, float, float]
 
 _MODES = {1: "L", 3: "RGB"}
 _TURNS = {  # of [height, width, channels], as Pillow names them

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models import pictures
 from models.artifact.artifact import NUMBERS_FILE
 from models.errors import ArtifactError
 from models.inputs import ImageInput, Input, NumbersInput
-from models.train import data
 
 Array = NDArray[Any]
 
@@ -56,14 +56,14 @@ def held_out(count: int) -> NDArray[np.bool_]:
     return found
 
 
-def _stacked(pictures: Sequence[Array], item: ImageInput) -> Array:
-    return np.stack(pictures) if pictures else np.zeros((0, *item.shape), np.uint8)
+def _stacked(views: Sequence[Array], item: ImageInput) -> Array:
+    return np.stack(views) if views else np.zeros((0, *item.shape), np.uint8)
 
 
 def _views(path: Path, item: ImageInput, count: int) -> list[Array]:
     """The image as the server fits it; then its mirror image, its corners and their mirror images."""
     try:
-        picture = data.picture(path)
+        picture = pictures.read(path)
     except Exception as error:  # broken files make Pillow raise nearly anything
         raise ArtifactError(
             f"calibration image {path.name} cannot be read: {error}", "replace it, or delete it"
@@ -73,7 +73,7 @@ def _views(path: Path, item: ImageInput, count: int) -> list[Array]:
         found += [part, part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
         if len(found) >= count:
             break
-    return [data.pixels(np.asarray(part), item) for part in found[:count]]
+    return [pictures.pixels(part, item) for part in found[:count]]
 
 
 def _parts(picture: Image.Image) -> Iterator[Image.Image]:

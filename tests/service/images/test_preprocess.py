@@ -25,7 +25,7 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
-from service.images import imagefile, raster
+from service.images import containers, imagefile, raster
 from service.images.preprocess import decode
 from service.images.raster import Raster
 from service.images.shortcuts import EXACT, Shortcuts
@@ -288,7 +288,7 @@ def test_what_libjpeg_turbo_cannot_scale_is_decoded_in_full(way):
     ],
 )
 def test_which_jpegs_libjpeg_turbo_can_scale(frame, scalable):
-    assert imagefile._scalable(frame) == scalable
+    assert containers.scalable(frame) == scalable
 
 
 def test_a_jpeg_of_a_subsampling_that_simplejpeg_has_no_name_for_is_decoded():
@@ -308,8 +308,8 @@ def test_pillow_judges_what_libjpeg_turbo_complains_of(kind):
         "YCCK": images.ycck_jpeg(images.noise(64, 48)),
         "extraneous bytes": sound[:-2] + bytes(50) + sound[-2:],
     }[kind]
-    stripped = imagefile._read_jpeg(body)
-    scalable = imagefile._scalable(stripped.frame)
+    stripped = containers.strip_jpeg(body)
+    scalable = containers.scalable(stripped.frame)
     assert scalable is None or raster.decode_jpeg(stripped.body, *scalable, 1) is None
     assert decoded(body, simd=True).shape == (48, 64, 3)
     pixels(body, ImageInput(height=20, width=20))
@@ -707,7 +707,7 @@ def test_metadata_is_not_hidden_behind_a_marker_of_no_length(disguise):
     # Whoever takes the two bytes after a bare marker for a length skips what Pillow then reads.
     body = images.jpeg(images.gradient(), exif=images.exif(6))
     try:
-        alone, *_ = imagefile._read_jpeg(body[:2] + disguise + body[2:])
+        alone, *_ = containers.strip_jpeg(body[:2] + disguise + body[2:])
     except ValueError:
         return
     assert b"Exif" not in alone
