@@ -9,7 +9,7 @@ import pytest
 
 from models.inputs import ImageInput
 from service.errors import ImageTooLarge, QueueFull, ServiceError, ShuttingDown, UndecodableImage
-from service.images.decode_pool import DecodePool, Job
+from service.images.decode_pool import DecodeJob, DecodePool
 from service.images.preprocess import decode
 from tests import images
 from tests.decoders import ThreadForks
@@ -73,7 +73,7 @@ async def decoded_in(pool: DecodePool, body: bytes, spec: ImageInput) -> np.ndar
         if not outcome.done():
             outcome.set_result(found)
 
-    job = Job(body, spec, settle)
+    job = DecodeJob(body, spec, settle)
     pool.put([job])
     try:
         found = await outcome
@@ -147,7 +147,7 @@ def test_a_dropped_image_is_not_kept(gated):
         running = started(decoded_in(pool, b"a", WHOLE))
         await gated.wait_begun()
         outcomes: list[object] = []
-        job = Job(b"b", WHOLE, outcomes.append)
+        job = DecodeJob(b"b", WHOLE, outcomes.append)
         pool.put([job])
         pool.drop(job)
         assert (outcomes, job.data) == ([None], b"")
@@ -175,8 +175,8 @@ def test_several_images_are_taken_all_or_none(gated):
     async def scenario(pool: DecodePool) -> None:
         outcomes: asyncio.Queue[object] = asyncio.Queue()
         with pytest.raises(QueueFull):
-            pool.put([Job(bytes([number]), WHOLE, outcomes.put_nowait) for number in range(3)])
-        pool.put([Job(bytes([number]), WHOLE, outcomes.put_nowait) for number in range(2)])
+            pool.put([DecodeJob(bytes([number]), WHOLE, outcomes.put_nowait) for number in range(3)])
+        pool.put([DecodeJob(bytes([number]), WHOLE, outcomes.put_nowait) for number in range(2)])
         gated.gate.set()
         for _ in range(2):
             await asyncio.wait_for(outcomes.get(), 10)
@@ -287,7 +287,7 @@ def test_a_large_picture_is_decoded_whatever_the_budget(gated):
 def test_a_large_picture_that_nobody_wants_any_more_is_not_decoded(gated):
     async def scenario(pool: DecodePool) -> None:
         outcomes: list[object] = []
-        large = Job(b"30 slow", WHOLE, outcomes.append)
+        large = DecodeJob(b"30 slow", WHOLE, outcomes.append)
         pool.put([large])
         await gated.wait_begun()
         pool.drop(large)  # while a decoder looks at its header

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from models.inputs import ImageInput
 from service.bench.server import children
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, UndecodableImage
-from service.images.decode_pool import DecodePool, Job
+from service.images.decode_pool import DecodeJob, DecodePool
 from service.images.fork_server import ForkServer
 from service.images.preprocess import decode
 from service.images.shortcuts import EXACT, Shortcuts
@@ -59,7 +59,7 @@ def with_pool(scenario, **options):
 
         def decoded(body, spec=SPEC):
             future = asyncio.get_running_loop().create_future()
-            pool.put([Job(body, spec, future.set_result)])
+            pool.put([DecodeJob(body, spec, future.set_result)])
             return future
 
         pool.start()
@@ -80,9 +80,13 @@ def child_processes(process):
     return set(children(process))
 
 
+def fork_servers():
+    return [each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each)]
+
+
 def decoders_of(pool):
     """The processes of its decoders."""
-    (fork_server,) = (each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each))
+    (fork_server,) = fork_servers()
     return child_processes(fork_server)
 
 
@@ -293,7 +297,7 @@ def test_many_broken_images_do_not_cost_a_decoder_each():
         numbers = set()
         for number in range(100):
             assert isinstance(await decoded(marked(SAMPLE, f"broken|{number}")), UndecodableImage)
-            numbers |= set(pool._decoders._seats)
+            numbers |= set(pool._decoders._workers)
         assert 2 < len(numbers) < 60  # ten at once, and ten a second
 
     with_pool(scenario)
@@ -303,7 +307,7 @@ def test_what_a_decoder_writes_goes_with_its_image():
     async def scenario(pool, decoded):
         await decoded(marked(SAMPLE, "scribble"))
         await decoded(SAMPLE)
-        sizes = [os.fstat(seat.decoder.memory).st_size for seat in pool._decoders._seats.values()]
+        sizes = [os.fstat(worker.decoder.memory).st_size for worker in pool._decoders._workers.values()]
         assert max(sizes) <= 2**20
 
     with_pool(scenario)
@@ -358,7 +362,8 @@ def test_a_fork_server_that_is_killed_is_replaced_and_waiting_images_are_decoded
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
         for _ in range(4):
-            (fork_server,) = (each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each))
+            await asyncio.to_thread(until, fork_servers)  # a decoder may still answer after its fork server has ended
+            (fork_server,) = fork_servers()
             os.kill(fork_server, signal.SIGKILL)
             results = await asyncio.wait_for(asyncio.gather(*(decoded(SAMPLE) for _ in range(20))), 60)
             assert all(np.array_equal(each, EXPECTED) for each in results)
