@@ -92,7 +92,7 @@ def lonely(folder):
 @pytest.mark.parametrize(
     ("harm", "message", "cure"),
     [
-        (empty, "bee holds no image", "put some there"),
+        (empty, "bee contains no image", "put images there"),
         (truncate, r"bee/3\.png cannot be read as an image", "replace it"),
         (rename, r"bee/3\.png cannot be read as an image", "replace it"),
         (lonely, "cannot be split", "add images"),

@@ -272,7 +272,7 @@ def numbers_network(hidden):
 
 def test_numbers_are_judged_on_rows_of_their_owner_alone(tmp_path):
     item = NumbersInput(shape=(3,))
-    with pytest.raises(ArtifactError, match="no samples of ours") as caught:
+    with pytest.raises(ArtifactError, match="no built-in samples") as caught:
         choose(numbers_network(hidden=True), spec_of("int8", input=item), find_calibration(tmp_path, item))
     assert "inputs.json" in caught.value.cure
     found = choose(numbers_network(hidden=True), spec_of("auto", input=item), ())
