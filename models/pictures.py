@@ -67,7 +67,7 @@ def pixels(picture: Image.Image, spec: ImageInput) -> NDArray[np.uint8]:
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """The picture in 8 bits of mode L or RGB, on a white background where it is transparent."""
+    """The picture in 8 bits of mode L or RGB, on a white background if it is transparent."""
     if image.mode == "I;16":
         return _eight_bits(image)
     if image.has_transparency_data:
@@ -105,7 +105,7 @@ def fit(
     """
     resampling = Image.Resampling[spec.interpolation.upper()]
     width, height = _turned(stored or picture.size, orientation)
-    # A reduced picture is rounded up: its last row may stand for less than a row, and once turned be the first.
+    # The size of a reduced picture is rounded up: its last row may cover less than a row, and be the first once turned.
     reduced = width / reduction, height / reduction
     turned = _turned(picture.size, orientation)
     x_lead = turned[0] - reduced[0] if orientation in _MIRRORED else 0.0
@@ -131,9 +131,9 @@ def fit(
         first, last = max(0, math.floor(y0 - reach)), min(picture.size[1], math.ceil(y1 + reach))
         picture = picture.crop((0, first, picture.size[0], last))
         y0, y1 = y0 - first, y1 - first
-    # Values are rounded between the two passes, and clipped where a filter overshoots, so their order shows: up to 58
-    # of 255 at hard edges. Horizontal first is what Pillow did up to 12, and what 13 does with most whole pictures, but
-    # not with parts of them. The picture is turned in between, where it is small.
+    # Values are rounded between the two passes, and clipped if a filter overshoots, so that the order of the passes
+    # matters: up to 58 of 255 at hard edges. Horizontal first is the order of Pillow up to 12, and of Pillow 13 for
+    # most whole pictures, but not for parts of them. The picture is turned between the passes, when it is small.
     if orientation in _MIRRORED:
         x0, x1 = reduced[0] - x1, reduced[0] - x0
     stored_width, stored_height = picture.size

@@ -1,8 +1,7 @@
 """Image files as bytes: their format, their size and their orientation, and the picture without its metadata.
 
-Pillow parses metadata in Python, before anybody can stop it: EXIF tags by the ten thousand and a warning for each, text
-that unpacks to a thousand times its length, segments joined again and again. So Pillow is given a file that has been
-stripped here first.
+Pillow parses all metadata in Python: tens of thousands of EXIF tags with a warning for each, text that unpacks to a
+thousand times its length, segments that are joined again and again. So metadata is removed before Pillow sees a file.
 """
 
 import re

@@ -13,10 +13,10 @@ from service.images.shortcuts import EXACT, Shortcuts
 def decode(data: bytes | memoryview, spec: ImageInput, *, max_pixels: int, shortcuts: Shortcuts = EXACT) -> np.ndarray:
     """Returns read-only, C-contiguous uint8 pixels [spec.height, spec.width, spec.channels], RGB or luma.
 
-    The picture is decoded as a viewer shows it: the first frame, turned as EXIF says, on white where it is transparent.
-    It is fitted as Pillow's resize ("stretch") or torchvision's Resize and CenterCrop ("crop") do it; a crop is at most
-    1 of 255 off, or 2 in one value of ten million; with `shortcuts.simd`, so is everything that is resized. Any number
-    of threads may call this.
+    The picture is decoded as a viewer shows it: the first frame, turned as EXIF says, on white if it is transparent.
+    It is fitted like Pillow's resize ("stretch") or torchvision's Resize and CenterCrop ("crop"). A crop is at most 1
+    of 255 off, or 2 in one value of ten million; with `shortcuts.simd`, this applies to every resize. Any number of
+    threads may call this.
 
     Raises the errors of `open_image`.
     """

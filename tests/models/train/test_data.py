@@ -1,4 +1,4 @@
-"""Examples: found, checked, split, and shown to the network as the server would."""
+"""Examples: how they are found, checked, split and batched."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Epochs, with a learner that does as it is told: what is kept, what ends a training, and what goes on."""
+"""The training loop, with a scripted learner: the weights that are kept, the end of a training, and resuming."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_probabilities_of_one_and_of_many_outputs():
 
 
 class ScriptedLearner:
-    """Its outputs on the validation examples are those of the script, epoch by epoch; its weights are the epoch."""
+    """Its outputs on the validation examples come from the script, epoch by epoch; its weights are the epoch number."""
 
     weights_file, state_file = "weights.json", "state.json"
 

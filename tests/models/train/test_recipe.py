@@ -1,4 +1,4 @@
-"""Options: what they default to, and what does not fit together."""
+"""Options: their defaults, and options that contradict each other."""
 
 from pathlib import Path
 
