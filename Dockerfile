@@ -23,7 +23,7 @@ STOPSIGNAL SIGTERM
 # The first start of `full` converts, which takes minutes for large networks.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"MENAGERIE_PORT\"]}/health/ready')"]
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints.txt LICENSE ./
 # The build wants a README; the real one changes too often to stand before the dependencies.
 RUN touch README.md
 

@@ -4,9 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # Two at a time, because half of the work is waiting for one thread of a framework; a file's tests share what is slow.
-ALL := -m "not training" --numprocesses 2 --dist loadfile
+PARALLEL := --numprocesses 2 --dist loadfile
+ALL := -m "not training" $(PARALLEL)
+FAST := -m "not slow" $(PARALLEL)
 
-.PHONY: serve test test-fast test-training check image
+.PHONY: serve test test-fast test-training lint check coverage docs tables image
 
 serve: .venv/serve
 	@$(BIN)/menagerie serve
@@ -15,16 +17,27 @@ test: .venv/test
 	$(BIN)/pytest $(ALL)
 
 test-fast: .venv/test
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest $(FAST)
 
 test-training: .venv/test
 	$(BIN)/pytest -m training
 
-check: .venv/test
+lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ALL)
+
+check: lint test
+
+coverage: .venv/test
+	$(BIN)/pytest $(FAST) --cov --cov-report term --cov-report html
+
+docs: .venv/docs
+	$(BIN)/zensical build --clean --strict
+
+# Writes the tables of docs/reference that follow from the code.
+tables: .venv/test
+	$(BIN)/python -m tests.tables
 
 image:
 	docker build --target full --tag menagerie:full .
@@ -38,4 +51,9 @@ image:
 
 .venv/test: .venv/serve
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,keras,dev]'
+	@touch $@
+
+.venv/docs: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@

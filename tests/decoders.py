@@ -14,7 +14,7 @@ import numpy as np
 
 from service.errors import UndecodableImage
 from service.images.decoder import main, serve
-from service.images.decoding import Reply, Verdict
+from service.images.decoding import Reply, Status
 from service.images.preprocess import decode
 
 MARK = b"#!marked!"
@@ -92,7 +92,7 @@ def boast():
         frame = frame.f_back
     for descriptor in range(3, 64):
         with suppress(OSError):
-            os.write(descriptor, Reply(Verdict.PIXELS).packed(frame.f_locals["task"].key))
+            os.write(descriptor, Reply(Status.PIXELS).packed(frame.f_locals["task"].key))
 
 
 def pretend():
@@ -100,7 +100,7 @@ def pretend():
     frame = sys._getframe()
     while "task" not in frame.f_locals:
         frame = frame.f_back
-    reply = Reply(Verdict.BROKEN, error=UndecodableImage("so it was marked"))
+    reply = Reply(Status.BROKEN, error=UndecodableImage("so it was marked"))
     for descriptor in range(3, 64):
         with suppress(OSError):
             os.write(descriptor, reply.packed(frame.f_locals["task"].key))

@@ -25,11 +25,11 @@ _CONVERTER = (
     "inputs.py",
     "machine.py",
     "outputs.py",
+    "pictures.py",
     "artifact/*.py",
     "conversion/convert.py",
     "conversion/graph/*.py",
     "conversion/readers/*.py",
-    "train/data.py",
     "zoo/keras_applications.py",
     "zoo/pieces.py",
 )

@@ -21,7 +21,7 @@ from models.artifact.artifact import Spec
 from models.errors import ArtifactError
 from models.train import data, fit, publish, report
 from models.train.checkpoints import Checkpoints, Epoch
-from models.train.checkpoints import Progress as Done
+from models.train.checkpoints import Progress as TrainingProgress
 from models.train.recipe import DIGITS, Recipe, find_architecture, find_input, reason
 
 LIBRARIES = {
@@ -35,7 +35,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class Options(NamedTuple):
-    """What is asked for, beside the recipe."""
+    """The options of the command that are not part of the recipe."""
 
     output: Path
     """The model's directory, in a repository."""
@@ -44,7 +44,10 @@ class Options(NamedTuple):
 
 
 def parse(arguments: Sequence[str]) -> tuple[Recipe, Options]:
-    """Each field of the recipe is an option. Raises ArtifactError; ends the process where the words make no sense."""
+    """Parses the command line, which has an option for each field of the recipe.
+
+    Raises ArtifactError if a value is wrong; ends the process, as argparse does, if an option is unknown.
+    """
     parser = argparse.ArgumentParser(
         prog="menagerie train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -63,11 +66,13 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Options]:
         default = argparse.SUPPRESS if field.default is None else field.default
         help_text = (field.description or "").replace("%", "%%")
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=help_text, **kind)
-    parser.add_argument("--output", type=Path, required=True, help="REPOSITORY/MODEL: becomes the model's next version")
-    going_on = parser.add_mutually_exclusive_group()
-    going_on.add_argument("--resume", action="store_true", help="Go on where the same command was interrupted")
-    going_on.add_argument(
-        "--publish-best", action="store_true", help="Publish the best epoch of a training that was interrupted"
+    parser.add_argument(
+        "--output", type=Path, required=True, help="REPOSITORY/MODEL: the model that gets a new version"
+    )
+    exclusive = parser.add_mutually_exclusive_group()
+    exclusive.add_argument("--resume", action="store_true", help="Continue where the same command was interrupted")
+    exclusive.add_argument(
+        "--publish-best", action="store_true", help="Publish the best epoch of an interrupted training"
     )
     given = vars(parser.parse_args(arguments))
     options = Options(given.pop("output"), given.pop("resume"), given.pop("publish_best"))
@@ -91,7 +96,7 @@ def run(recipe: Recipe, options: Options, command: str) -> Path:
         sizes = {name: len(getattr(examples, name)) for name in ("train", "validation", "test")}
         sizes = {name: size for name, size in sizes.items() if size}
         out.print(
-            f"{recipe.architecture} in {recipe.framework}, input {'x'.join(map(str, item.shape))}; {_told(sizes)}"
+            f"{recipe.architecture} in {recipe.framework}, input {'x'.join(map(str, item.shape))}; {_describe(sizes)}"
         )
         learner = make_learner(recipe, architecture, spec)
         publish.check_settings(options.output, checkpoints.staging(), learner.weights_file, spec)
@@ -107,7 +112,7 @@ def run(recipe: Recipe, options: Options, command: str) -> Path:
     return version
 
 
-def _told(sizes: dict[str, int]) -> str:
+def _describe(sizes: dict[str, int]) -> str:
     return ", ".join(f"{size} {name}" for name, size in sizes.items())
 
 
@@ -123,12 +128,12 @@ def _spec(recipe: Recipe, output: Any, item: Any, classes: tuple[str, ...]) -> S
         )
     except ValidationError as error:
         raise ArtifactError(
-            f"{recipe.architecture} does not fit {recipe.data}: {reason(error)}", "name another architecture"
+            f"{recipe.architecture} cannot be trained on {recipe.data}: {reason(error)}", "name another architecture"
         ) from error
 
 
-def _begin(recipe: Recipe, options: Options, checkpoints: Checkpoints, examples: data.Data) -> Done:
-    """What has been done already. Raises ArtifactError where that is not what was asked for."""
+def _begin(recipe: Recipe, options: Options, checkpoints: Checkpoints, examples: data.Data) -> TrainingProgress:
+    """The progress to continue from. Raises ArtifactError if it does not belong to this command."""
     found = checkpoints.progress()
     if not (options.resume or options.publish_best):
         if found is not None:
@@ -136,32 +141,32 @@ def _begin(recipe: Recipe, options: Options, checkpoints: Checkpoints, examples:
                 f"{options.output} has a training that was interrupted after epoch {len(found.epochs)}",
                 f"add --resume or --publish-best to its command, or delete {checkpoints.directory}",
             )
-        return Done(recipe=recipe, digest=examples.digest)
+        return TrainingProgress(recipe=recipe, digest=examples.digest)
     if found is None:
         raise ArtifactError(
-            f"no epoch of a training in {options.output} was finished", "give the command without --resume"
+            f"no epoch of a training in {options.output} was completed", "repeat the command without --resume"
         )
-    # More epochs may be asked for; all else decided what was learnt.
+    # The number of epochs may change. Every other option has influenced the epochs so far.
     now, then = recipe.model_dump(exclude={"epochs"}), found.recipe.model_dump(exclude={"epochs"})
     if differing := [name for name in now if now[name] != then[name]]:
         name = differing[0]
         raise ArtifactError(
             f"the interrupted training had {name} {then[name]!r}, and this command has {now[name]!r}",
-            f"give the same command, or delete {checkpoints.directory}",
+            f"repeat the same command, or delete {checkpoints.directory}",
         )
     if found.digest != examples.digest:
         raise ArtifactError(
-            f"the files in {recipe.data} are no longer those of the interrupted training",
-            f"put them back, or delete {checkpoints.directory}",
+            f"the files in {recipe.data} have changed since the training was interrupted",
+            f"restore them, or delete {checkpoints.directory}",
         )
     return found.model_copy(update={"recipe": recipe})
 
 
 def make_learner(recipe: Recipe, architecture: Any, spec: Spec) -> fit.Learner:
-    """An untrained network. Raises ArtifactError where the input is too small for it."""
+    """Creates an untrained network. Raises ArtifactError if the input is too small for it."""
     try:
         if recipe.framework == "torch":
-            from models.train.torch_learner import TorchLearner  # noqa: PLC0415 - one framework in a process
+            from models.train.torch_learner import TorchLearner  # noqa: PLC0415 - a process uses one framework
 
             return TorchLearner(architecture, spec, recipe)
         from models.train.keras_learner import KerasLearner  # noqa: PLC0415
@@ -173,7 +178,7 @@ def make_learner(recipe: Recipe, architecture: Any, spec: Spec) -> fit.Learner:
         why = " ".join(str(error).split())
         raise ArtifactError(
             f"{recipe.architecture} cannot be built for an input of {spec.input.shape}: {why}",
-            f"give a larger --size; by default the network takes {architecture.input.shape}",
+            f"give a larger --size; the default input is {architecture.input.shape}",
         ) from error
 
 
@@ -182,7 +187,7 @@ def _publish(
     examples: data.Data,
     batches: data.Batches,
     spec: Spec,
-    done: Done,
+    done: TrainingProgress,
     checkpoints: Checkpoints,
     model: Path,
     command: str,
@@ -220,13 +225,13 @@ def _publish(
     report.draw_confusion(staging / "confusion.png", shares, judged.labels, spec.labels)
     report.draw_curves(staging / "curves.png", done.epochs)
     version = publish.publish_version(model, staging, spec)
-    told = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in found.items())
-    out.print(f"best epoch {best.number}; on {len(judged)} {measured} examples: {told}")
+    line = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in found.items())
+    out.print(f"best epoch {best.number}; on {len(judged)} {measured} examples: {line}")
     return version
 
 
 class Listener:
-    """A bar on a terminal, and a line for each epoch."""
+    """Shows a progress bar on a terminal, and prints a line for each epoch."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
@@ -243,12 +248,12 @@ class Listener:
             self._bar.stop()
 
     def step(self, epoch: int, done: int, total: int) -> None:
-        """After each step."""
+        """Updates the bar after a step."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, description=f"epoch {epoch}/{self._epochs}", completed=done, total=total)
 
     def epoch(self, epoch: Epoch) -> None:
-        """After each epoch, once it is on disk."""
+        """Prints the line of an epoch, once its checkpoint is on disk."""
         out.print(
             f"epoch {epoch.number:>3}/{self._epochs}  loss {epoch.loss:.4f}"
             f"  validation loss {epoch.validation_loss:.4f}  accuracy {epoch.validation_accuracy:.4f}"
@@ -257,7 +262,7 @@ class Listener:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 when a version is published, 1 where something is wrong, 130 when it was interrupted."""
+    """Runs the command. Returns 0 if a version was published, 1 for an error, 130 if it was interrupted."""
     try:
         recipe, options = parse(arguments)
         words = [each for each in arguments if each not in {"--resume", "--publish-best"}]
@@ -267,11 +272,11 @@ def main(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             return _interrupted(Checkpoints(options.output), command)
     except ArtifactError as error:
-        return _complain(str(error), error.cure)
+        return _print_error(str(error), error.cure)
     except ModuleNotFoundError as error:
-        return _complain(f"{error.name} is not installed", "pip install 'menagerie[torch,keras,train]'")
+        return _print_error(f"{error.name} is not installed", "pip install 'menagerie[torch,keras,train]'")
     except OSError as error:
-        return _complain(str(error), "check the folder, its permissions and the room on the disk")
+        return _print_error(str(error), "check the folder, its permissions and the free space on the disk")
     out.print(f"published {escape(str(version))}")
     return 0
 
@@ -279,14 +284,16 @@ def main(arguments: Sequence[str]) -> int:
 def _interrupted(checkpoints: Checkpoints, command: str) -> int:
     latest = checkpoints.latest()
     if latest is None:
-        err.print("interrupted before the end of an epoch; nothing was published")
+        err.print("interrupted before the end of the first epoch; nothing was published")
         return INTERRUPTED
-    err.print(f"interrupted; {latest.name.replace('-', ' ')} was the last that was finished. Nothing was published")
-    err.print(f"  go on: {escape(command)} --resume\n  or publish the best epoch: {escape(command)} --publish-best")
+    err.print(f"interrupted; {latest.name.replace('-', ' ')} was the last complete one. Nothing was published")
+    err.print(
+        f"  to continue: {escape(command)} --resume\n  to publish the best epoch: {escape(command)} --publish-best"
+    )
     return INTERRUPTED
 
 
-def _complain(message: str, cure: str) -> int:
+def _print_error(message: str, cure: str) -> int:
     err.print(f"[red]{escape(message)}[/red]\n  {escape(cure)}")
     return 1
 

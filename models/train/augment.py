@@ -1,4 +1,4 @@
-"""The same picture once more, slightly otherwise."""
+"""Random augmentations of a training picture."""
 
 import math
 from typing import Any
@@ -9,13 +9,14 @@ from PIL import Image
 
 from models.train.recipe import Recipe
 
-DICE = 6  # numbers from 0 to 1 that decide one picture
+DICE = 6  # random numbers that one augmentation takes
 
 
 def augmented(pixels: NDArray[np.uint8], recipe: Recipe, dice: NDArray[Any]) -> NDArray[np.uint8]:
-    """Turned, zoomed, moved, mirrored and lit as far as the recipe allows; `dice` are DICE numbers from 0 to 1.
+    """The picture rotated, zoomed, shifted, mirrored and brightened within the limits of the recipe.
 
-    What comes into view from beyond the picture's edge is the edge itself.
+    `dice` are DICE numbers from 0 to 1 that choose the amount of each; 0.5 changes nothing. Beyond its edges, a picture
+    is continued with its edge pixels.
     """
     turn, scale, right, down, light, side = 2 * dice - 1
     height, width, channels = pixels.shape
@@ -30,12 +31,12 @@ def augmented(pixels: NDArray[np.uint8], recipe: Recipe, dice: NDArray[Any]) -> 
 
 
 def _moved(pixels: NDArray[np.uint8], angle: float, scale: float, moved: tuple[float, float]) -> NDArray[np.uint8]:
-    """Turned around its middle, then enlarged, then moved by so many pixels to the right and down."""
+    """The picture rotated around its centre, then enlarged, then moved right and down by that many pixels."""
     height, width, channels = pixels.shape
     edge = max(height, width)
     wide = np.pad(pixels, ((edge, edge), (edge, edge), (0, 0)), mode="edge")
     source = Image.fromarray(wide[..., 0] if channels == 1 else wide)
-    # Pillow asks, for each pixel of the result, where it lies in the source.
+    # Pillow takes the inverse: the place in the source of each pixel of the result.
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     x, y = width / 2 + moved[0], height / 2 + moved[1]
     places = (

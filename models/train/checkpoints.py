@@ -1,4 +1,4 @@
-"""What an interrupted training leaves: the best weights, and all that the next epoch begins with."""
+"""Checkpoints of a training: the best weights so far, and the state from which the next epoch continues."""
 
 import fcntl
 import os
@@ -19,11 +19,11 @@ PROGRESS_FILE = "progress.json"
 
 
 class Epoch(Frozen):
-    """One pass over the training examples, and how the network then did on the validation examples."""
+    """One pass over the training examples, and the network's results on the validation examples after it."""
 
     number: int
     loss: float
-    """Mean over the steps, penalties included."""
+    """Mean over the steps, including penalties."""
     validation_loss: float
     validation_accuracy: float
     learning_rate: float
@@ -31,28 +31,28 @@ class Epoch(Frozen):
 
 
 class Progress(Frozen):
-    """What has been done of a training."""
+    """The epochs of a training so far."""
 
     recipe: Recipe
     digest: str
-    """Of the data."""
+    """Digest of the data."""
     epochs: tuple[Epoch, ...] = ()
 
 
 class Checkpoints:
-    """A directory with one subdirectory: the last whole epoch's. A process that is killed leaves the one before it."""
+    """A directory that contains the last complete epoch. If the process is killed, the last one stays complete."""
 
     def __init__(self, model: Path) -> None:
-        # Beside the model, and hidden: the service does not look at it, and renames from it stay on one file system.
+        # Beside the model, and hidden: the service ignores it, and a rename from it stays on one file system.
         self.directory = model.with_name(f".training-{model.name}")
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """One process at a time may train here. Raises ArtifactError."""
+        """Makes sure that no other process trains here. Raises ArtifactError."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel, however this process ends
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it, however this process ends
             except BlockingIOError:
                 raise ArtifactError(
                     f"another process trains in {self.directory}", "wait for it, or name another --output"
@@ -60,16 +60,16 @@ class Checkpoints:
             try:
                 yield
             finally:
-                if self.latest() is None:  # nothing to go on from
+                if self.latest() is None:  # there is nothing to resume
                     self.clear()
 
     def latest(self) -> Path | None:
-        """The last whole epoch's directory."""
+        """The directory of the last complete epoch."""
         found = [path for path in self.directory.glob("epoch-*") if re.fullmatch(r"epoch-\d+", path.name)]
         return max(found, key=lambda path: int(path.name[6:]), default=None)
 
     def progress(self) -> Progress | None:
-        """What has been done, as the last whole epoch tells it. Raises ArtifactError."""
+        """The progress recorded with the last complete epoch. Raises ArtifactError."""
         latest = self.latest()
         if latest is None:
             return None
@@ -77,13 +77,13 @@ class Checkpoints:
             return Progress.model_validate_json((latest / PROGRESS_FILE).read_bytes())
         except (OSError, ValidationError) as error:
             raise ArtifactError(
-                f"{latest} was left by another release, or is damaged", f"delete {self.directory} and train again"
+                f"{latest} was written by another release, or is damaged", f"delete {self.directory} and train again"
             ) from error
 
     def save(self, progress: Progress, write: Callable[[Path], None], kept: str | None = None) -> None:
-        """Puts what `write` writes into a directory beside `progress`; then the earlier one goes.
+        """Writes a checkpoint of `progress` and of the files that `write` creates, and deletes the earlier one.
 
-        `kept` is a file that is taken over from the earlier one: the best weights, where this epoch's are not.
+        `kept` is a file to take over from the earlier checkpoint: the best weights, if this epoch is not the best.
         """
         before, target = self.latest(), self.directory / f"epoch-{len(progress.epochs)}"
         staging = self.directory / ".staging"
@@ -98,12 +98,12 @@ class Checkpoints:
             shutil.rmtree(before)
 
     def staging(self) -> Path:
-        """An empty directory for the files of a version."""
+        """Creates an empty directory for the files of a version."""
         directory = self.directory / "version"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         return directory
 
     def clear(self) -> None:
-        """Nothing is left to resume."""
+        """Deletes everything: there is nothing to resume any more."""
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A folder of images, or the built-in digits -> examples, their split, and batches of them."""
+"""Loads a folder of images or the built-in digits, splits the examples, and forms batches."""
 
 import hashlib
 import os
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from models import pictures
 from models.errors import ArtifactError
 from models.inputs import PICTURE_SUFFIXES, ImageInput, Input
 from models.train.augment import DICE, augmented
@@ -19,13 +20,12 @@ from models.train.recipe import DIGITS, Recipe
 
 Array = NDArray[Any]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # what the server takes
-LEAST = 2  # classes
+MIN_CLASSES = 2
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Files, or digits in uint8 [8, 8]; each with the index of its class."""
+    """Image files, or digits in uint8 [8, 8], each with the index of its class."""
 
     items: Sequence[Path | Array]
     labels: Array
@@ -34,30 +34,30 @@ class Examples:
         return len(self.items)
 
     def at(self, chosen: Array) -> "Examples":
-        """Those at these places."""
+        """The examples with these indices."""
         return Examples([self.items[index] for index in chosen], self.labels[chosen])
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is learnt, what chooses the best epoch, and what only the final figures see."""
+    """Examples to train on, examples that choose the best epoch, and examples for the final figures."""
 
     classes: tuple[str, ...]
     train: Examples
     validation: Examples
     test: Examples
-    """Empty where the recipe keeps none."""
+    """Empty if the recipe keeps none."""
     digest: str
-    """SHA-256 over the names and sizes of the files: a resumed training refuses other data."""
+    """SHA-256 of the names and sizes of the files: a training cannot be resumed with other data."""
 
 
 def load(recipe: Recipe) -> Data:
-    """Finds, checks and splits the examples; every image is decoded once. Raises ArtifactError."""
+    """Finds, checks and splits the examples. To check them, it decodes every image. Raises ArtifactError."""
     return _load_digits(recipe) if recipe.data == DIGITS else _load_folder(recipe)
 
 
 def _load_digits(recipe: Recipe) -> Data:
-    from models.train import digits  # noqa: PLC0415 - it is a program too
+    from models.train import digits  # noqa: PLC0415 - it is also a program
 
     if recipe.test_split:
         raise ArtifactError("the digits are split already: 20 % are held out", "leave out --test-split")
@@ -74,14 +74,17 @@ def _load_folder(recipe: Recipe) -> Data:
     if not root.is_dir():
         raise ArtifactError(f"there is no folder {root}", "name a folder with a subfolder for each class, or 'digits'")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(folders) < LEAST:
+    if len(folders) < MIN_CLASSES:
         raise ArtifactError(
-            f"{root} has {len(folders) or 'no'} class: a class is a subfolder", "make a subfolder of images per class"
+            f"{root} has {len(folders) or 'no'} class: a class is a subfolder",
+            "make a subfolder of images for each class",
         )
     files = {folder: sorted(path for path in folder.rglob("*") if _is_image(path)) for folder in folders}
     for folder, found in files.items():
         if not found:
-            raise ArtifactError(f"{folder} holds no image", f"put some there ({', '.join(PICTURE_SUFFIXES)}), or go")
+            raise ArtifactError(
+                f"{folder} contains no image", f"put images there ({', '.join(PICTURE_SUFFIXES)}), or delete it"
+            )
     paths = [path for found in files.values() for path in found]
     labels = np.repeat(np.arange(len(folders)), [len(found) for found in files.values()])
     _check_all(paths)
@@ -98,7 +101,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _check_all(paths: Sequence[Path]) -> None:
-    """Decodes every file. Raises ArtifactError for the first that cannot be."""
+    """Decodes every file. Raises ArtifactError for the first that cannot be decoded."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, problem in zip(paths, pool.map(_problem, paths), strict=True):
             if problem:
@@ -108,14 +111,14 @@ def _check_all(paths: Sequence[Path]) -> None:
 
 def _problem(path: Path) -> str:
     try:
-        picture(path)
+        pictures.read(path)
     except Exception as error:  # noqa: BLE001 - broken files make Pillow raise nearly anything
         return str(error)
     return ""
 
 
 def _split(examples: Examples, count: int, seed: int) -> tuple[Examples, Examples]:
-    """The rest and so many, with as large a share of each class. Raises ArtifactError where a class is too small."""
+    """Returns the rest and `count` examples, with the same share of each class. Raises ArtifactError if that fails."""
     if count == 0:
         return examples, examples.at(np.arange(0))
     from sklearn.model_selection import train_test_split  # noqa: PLC0415
@@ -126,62 +129,17 @@ def _split(examples: Examples, count: int, seed: int) -> tuple[Examples, Example
         )
     except ValueError as error:
         raise ArtifactError(
-            f"the examples cannot be split with some of each class on both sides: {error}",
+            f"the examples cannot be split with some of each class in both parts: {error}",
             "add images to the smallest class, or change --validation-split or --test-split",
         ) from error
     return examples.at(np.sort(rest)), examples.at(np.sort(chosen))
-
-
-# Pixels, as the server hands them to the network: service/images/preprocess.py computes the same, for hostile bytes.
-
-
-def picture(source: Path | Array) -> Image.Image:
-    """The first frame as a viewer shows it, in mode L or RGB: upright, on white where it is transparent."""
-    if not isinstance(source, Path):
-        return Image.fromarray(source)
-    with Image.open(source, formats=FORMATS) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode == "I;16":
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.new("RGB", layer.size, "white")
-        image.paste(layer, mask=layer)
-    return image if image.mode in {"L", "RGB"} else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def pixels(source: Path | Array, spec: ImageInput) -> NDArray[np.uint8]:
-    """uint8 [height, width, channels]."""
-    image = _fitted(picture(source).convert("L" if spec.channels == 1 else "RGB"), spec)
-    return np.asarray(image).reshape(spec.shape)
-
-
-def _fitted(image: Image.Image, spec: ImageInput) -> Image.Image:
-    resampling, size = Image.Resampling[spec.interpolation.upper()], (spec.width, spec.height)
-    if spec.resize == "stretch":
-        return image.resize(size, resampling)
-    width, height = image.size
-    short, long = spec.shorter_side, int(spec.shorter_side * max(width, height) / min(width, height))
-    new_width, new_height = (short, long) if width <= height else (long, short)
-    left, top = round((new_width - spec.width) / 2), round((new_height - spec.height) / 2)
-    right, bottom = left + spec.width, top + spec.height
-    if (new_width, new_height) == (width, height):
-        return image.crop((left, top, right, bottom))
-    if resampling == Image.Resampling.NEAREST:
-        return image.resize((new_width, new_height), resampling).crop((left, top, right, bottom))
-    x0, x1 = left * width / new_width, right * width / new_width
-    y0, y1 = top * height / new_height, bottom * height / new_height
-    if resampling == Image.Resampling.BILINEAR:
-        return image.resize(size, resampling, (x0, y0, x1, y1))
-    strip = image.resize((spec.width, height), resampling, (x0, 0, x1, height))
-    return strip.resize(size, resampling, (0, y0, spec.width, y1))
 
 
 # Batches.
 
 
 class Batches:
-    """Examples -> what the network takes, channels last, one batch at a time; the next is read while one is used."""
+    """Turns examples into batches for the network, channels last. The next batch is read while one is used."""
 
     def __init__(self, recipe: Recipe, spec: Input) -> None:
         self._recipe = recipe
@@ -189,9 +147,9 @@ class Batches:
         self._pool = ThreadPoolExecutor(os.cpu_count())
 
     def shuffled(self, examples: Examples, epoch: int) -> Iterator[tuple[Array, Array]]:
-        """One epoch to learn from: always the same for a seed and an epoch.
+        """The batches of one training epoch, in an order that depends only on the seed and the epoch.
 
-        What is left over after the last full batch waits for another epoch, where it comes earlier.
+        All have the same size. The examples that are left over are not used in this epoch.
         """
         order = np.random.default_rng((self._recipe.seed, epoch)).permutation(len(examples))
         size = min(self._recipe.batch_size, len(examples))
@@ -199,7 +157,7 @@ class Batches:
         return self._read(examples, places, epoch if self._recipe.augments else None)
 
     def in_order(self, examples: Examples) -> Iterator[tuple[Array, Array]]:
-        """All of them, as they are."""
+        """All examples in their order, without augmentation."""
         size, places = self._recipe.batch_size, np.arange(len(examples))
         return self._read(examples, [places[start : start + size] for start in range(0, len(places), size)], None)
 
@@ -223,7 +181,8 @@ class Batches:
     def _item(self, item: Path | Array, change: Array | None) -> Array:
         if not isinstance(self._spec, ImageInput):
             return np.asarray(item).reshape(self._spec.shape)
-        found = pixels(item, self._spec)
+        picture = pictures.read(item) if isinstance(item, Path) else Image.fromarray(item)
+        found = pictures.pixels(picture, self._spec)
         return found if change is None else augmented(found, self._recipe, change)
 
     def _finished(self, items: Array) -> Array:
@@ -232,5 +191,5 @@ class Batches:
         return (items / 255).astype(np.float32)  # a digit's ink, from 0 to 1
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads that read examples."""
         self._pool.shutdown(cancel_futures=True)

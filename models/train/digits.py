@@ -1,9 +1,10 @@
-"""The default model `digits`: LeNet-5 for handwriting as users post it.
+"""Trains the default model `digits`: LeNet-5 for pictures of handwritten digits.
 
     python -m models.train.digits --output models/repository/digits/1
 
-It is Keras' LeNet-5, trained on scikit-learn's 1797 handwritten digits of 8x8 pixels. What a user posts is
-larger, thinner, dark on light as often as not, off the centre and unevenly lit: so is what it is trained with.
+It is the LeNet-5 of Keras, trained on the 1797 handwritten digits of 8x8 pixels in scikit-learn. The pictures that
+users send are larger, have thinner strokes, and are often dark on light, not centred, and unevenly lit. The training
+pictures are drawn to look like that.
 """
 
 import argparse
@@ -27,31 +28,31 @@ from models.inputs import NORMALIZATIONS, ImageInput
 Array = NDArray[Any]
 
 HELD_OUT = 0.2
-MARGIN = 0.2  # of the digit's side, all around it, in the second half of the evaluation
+MARGIN = 0.2  # around the digit, as a share of its side, in the second part of the evaluation
 EPOCHS = 16
 DRAWINGS = 10  # of each digit, in one epoch
-BATCH = 64  # drawings; each is learnt white on black and black on white
+BATCH = 64  # drawings; each is trained on white on black and black on white
 LEARNING_RATE = 3e-3
 WARMUP_STEPS = 300
 LIBRARIES = ("keras", "tensorflow", "numpy", "pillow", "scikit-learn", "scikit-image", "scipy")
 
-CELL = 6  # a pixel of a digit is so many pixels of its maps
-REACH = 1.5 * CELL  # from the middle of a stroke to where its map ends
-TWINS = 0.35  # share of the drawings that are of a digit's twin
+CELL = 6  # side of a digit's pixel in its maps, in pixels
+REACH = 1.5 * CELL  # distance from the middle of a stroke at which its map falls to 0
+TWINS = 0.35  # share of the drawings that show a digit's twin
 
 
 # The data.
 
 
 class Digits(NamedTuple):
-    """Ink from 0 to 1, float32 [N, 8, 8], and which digit it is, [N]."""
+    """Ink from 0 to 1, float32 [N, 8, 8], and the digits' labels, [N]."""
 
     ink: Array
     labels: Array
 
 
 def load_digits() -> tuple[Digits, Digits]:
-    """What is trained with and what is held out: always the same split, with as large a share of each digit."""
+    """The training and the held-out digits: always the same split, with the same share of each digit."""
     from sklearn import datasets, model_selection  # noqa: PLC0415
 
     found = datasets.load_digits()
@@ -62,7 +63,7 @@ def load_digits() -> tuple[Digits, Digits]:
 
 
 def picture(ink: Array, side: int = 8, margin: float = 0.0) -> Image.Image:
-    """One digit as a user could post it: white on black, enlarged to `side` pixels, with black around it."""
+    """One digit as a user might send it: white on black, enlarged to `side` pixels, with a black margin."""
     digit = Image.fromarray(np.rint(ink * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     border = round(side * margin)
     page = Image.new("L", (side + 2 * border, side + 2 * border))
@@ -71,25 +72,25 @@ def picture(ink: Array, side: int = 8, margin: float = 0.0) -> Image.Image:
 
 
 def squeeze(page: Image.Image, spec: ImageInput) -> Array:
-    """The picture as the server hands it to the graph, uint8 [height, width]."""
+    """The picture as the server passes it to the graph, uint8 [height, width]."""
     return np.asarray(page.convert("L").resize((spec.width, spec.height), Image.Resampling.BILINEAR))
 
 
-# Augmentation: the same digits in another hand, on other paper, in another light.
+# Augmentation: the same digits in other handwriting, on other paper, in other light.
 
 
 def ink_maps(digits: Digits) -> tuple[Array, Array]:
     """Two maps of each digit, CELL times as large, float32 [2, M, height, width]; and each digit's twin in them, [N].
 
-    The first map is the ink. The second is 1 in the middle of the strokes and falls to 0 at REACH: cut at any level it
-    is the digit as a pen of that width draws it. Nearly all of these sevens have a bar, which many people leave out:
-    the twin of a seven is the same without its short branches. Any other digit is its own twin.
+    The first map is the ink. The second is 1 in the middle of the strokes and falls to 0 at REACH: where it exceeds a
+    given level, it shows the digit drawn by a pen of that width. Nearly all of these sevens have a bar, which many
+    people leave out, so the twin of a seven is the seven without its short branches. Any other digit is its own twin.
     """
     from scipy import ndimage  # type: ignore[import-untyped]  # noqa: PLC0415
     from skimage.morphology import skeletonize  # noqa: PLC0415
 
     inks = [_enlarge(np.pad(ink, 1)) for ink in digits.ink]
-    # Darker than its surroundings, rather than dark: so the small loops of 6, 8 and 9 stay open.
+    # Darker than its surroundings, instead of dark: this keeps the small loops of 6, 8 and 9 open.
     drawn = [ink > ndimage.gaussian_filter(ink, 8) + 0.03 for ink in inks]
     strokes: list[Array] = [skeletonize(ink) for ink in drawn]  # type: ignore[no-untyped-call]
     twins = np.arange(len(strokes))
@@ -99,7 +100,7 @@ def ink_maps(digits: Digits) -> tuple[Array, Array]:
         inks.append(ndimage.gaussian_filter(ndimage.binary_dilation(strokes[-1], iterations=4).astype(np.float32), 2.5))
     pens = [1 - ndimage.distance_transform_edt(~stroke) / REACH for stroke in strokes]
     maps = np.array([inks, pens], dtype=np.float32).clip(0, 1)
-    maps[:, :, [0, -1]] = maps[..., [0, -1]] = 0  # a point beyond the map is read from its edge
+    maps[:, :, [0, -1]] = maps[..., [0, -1]] = 0  # a point outside the map takes the value at its edge
     return maps, twins
 
 
@@ -109,7 +110,7 @@ def _enlarge(ink: Array) -> Array:
 
 
 def _prune(skeleton: Array, steps: int) -> Array:
-    """Without its branches of up to `steps` pixels: every end is taken back so far, and what is left grows again."""
+    """Removes branches of up to `steps` pixels: shortens every end by that much, and lets the remaining ends regrow."""
     from scipy import ndimage  # noqa: PLC0415
 
     around = np.ones((3, 3), np.int8)
@@ -121,32 +122,32 @@ def _prune(skeleton: Array, steps: int) -> Array:
 
 
 class Dice:
-    """Random values for a whole batch: one for each picture, [count, 1, 1]."""
+    """Random values for a whole batch, one for each picture: [count, 1, 1]."""
 
     def __init__(self, random: np.random.Generator, count: int) -> None:
         self._random = random
         self._shape = (count, 1, 1)
 
     def between(self, low: float, high: float) -> Array:
-        """Uniform."""
+        """Uniformly distributed values."""
         return low + (high - low) * self._random.random(self._shape, dtype=np.float32)
 
     def happens(self, share: float) -> Array:
-        """1.0 for this share of the pictures, 0.0 for the others."""
+        """1.0 for about this share of the pictures, 0.0 for the others."""
         return (self._random.random(self._shape, dtype=np.float32) < share).astype(np.float32)
 
     def wave(self, position: Array) -> Array:
-        """A sine along the position: a bend, or an uneven light."""
+        """A sine of the position, for a bend or for uneven light."""
         sine: Array = np.sin(self.between(1, 4) * position + self.between(0, 2 * np.pi))
         return self.between(0, 1) * sine
 
     def grain(self, shape: tuple[int, ...]) -> Array:
-        """Normal, and another for each pixel."""
+        """Normally distributed values, one for each pixel."""
         return self._random.standard_normal(shape, dtype=np.float32)
 
 
 def draw(maps: Array, chosen: Array, spec: ImageInput, random: np.random.Generator) -> Array:
-    """Draws the chosen digits anew: uint8 [N, height, width], white on black."""
+    """Draws the chosen digits: uint8 [N, height, width], white on black."""
     dice = Dice(random, len(chosen))
     y = np.linspace(-1, 1, 2 * spec.height + 1, dtype=np.float32)[1::2].reshape(1, -1, 1)
     x = np.linspace(-1, 1, 2 * spec.width + 1, dtype=np.float32)[1::2].reshape(1, 1, -1)
@@ -162,7 +163,7 @@ def draw(maps: Array, chosen: Array, spec: ImageInput, random: np.random.Generat
 
 
 def _bend(dice: Dice, changed: Array, height: Array, y: Array, x: Array) -> tuple[Array, Array]:
-    """Where in its digit each pixel lies, as rows and columns from -1 to 1: moved, stretched, turned, slanted, bent."""
+    """The place of each pixel in its digit, as rows and columns (-1 to 1): moved, stretched, turned, slanted, bent."""
     width = height * np.exp(changed * dice.between(-0.45, 0.45))
     room = changed * (0.7 * np.maximum(1 - height, 0) + 0.06)
     y = (y - room * dice.between(-1, 1)) / height
@@ -176,11 +177,11 @@ def _bend(dice: Dice, changed: Array, height: Array, y: Array, x: Array) -> tupl
 
 
 def _read(maps: Array, which: Array, rows: Array, columns: Array) -> Array:
-    """The values of the maps at these places: `which` counts through the first kind of map, then the second."""
+    """The values of the maps at these places. `which` numbers the maps: all of the first kind, then the second."""
     from scipy import ndimage  # noqa: PLC0415
 
     _, _, height, width = maps.shape
-    digit_height, digit_width = height - 2 * CELL, width - 2 * CELL  # there is a pixel of paper around each digit
+    digit_height, digit_width = height - 2 * CELL, width - 2 * CELL  # each digit has a margin of one pixel of paper
     rows = (rows * digit_height + height - 1) / 2
     columns = (columns * digit_width + width - 1) / 2
     places = np.stack([rows.clip(0, height - 1) + which * height, columns.clip(0, width - 1)])
@@ -188,7 +189,7 @@ def _read(maps: Array, which: Array, rows: Array, columns: Array) -> Array:
 
 
 def _ink(dice: Dice, found: Array, by_pen: Array, changed: Array, height: Array) -> Array:
-    """Strokes from 0 to 1: of a pen, of the digit's own width with a crisp edge, or as blurred as the 8x8 pixels."""
+    """Strokes from 0 to 1: by a pen, or in the digit's own width with a sharp edge, or as blurred as the 8x8 pixels."""
     pen = 1 - np.exp(dice.between(np.log(0.15), np.log(0.9))) * CELL / REACH
     level = np.where(by_pen, pen, dice.between(0.3, 0.6))
     crisp = ((found - level) * height * dice.between(2, 6) + 0.5).clip(0, 1)
@@ -204,7 +205,7 @@ def _blur(ink: Array, share: Array) -> Array:
 
 
 def _light(dice: Dice, ink: Array, changed: Array, y: Array, x: Array) -> Array:
-    """The picture of that ink: for more than half of them with less contrast, some of it uneven or grainy."""
+    """The picture of that ink. More than half of the pictures have less contrast; some are unevenly lit or grainy."""
     dim = changed * dice.happens(0.6)
     paper = dim * dice.between(0, 0.4)
     tone = paper + (1 - paper) * (1 - dim * dice.between(0, 0.6))
@@ -216,7 +217,7 @@ def _light(dice: Dice, ink: Array, changed: Array, y: Array, x: Array) -> Array:
 
 
 def drawings(digits: Digits, spec: ImageInput, seed: int) -> Iterator[tuple[Array, Array]]:
-    """Batches without end, [2 * BATCH, height, width, 1] and one-hot labels: both polarities of each drawing."""
+    """Endless batches [2 * BATCH, height, width, 1] with one-hot labels: each drawing in both polarities."""
     maps, twins = ink_maps(digits)
     targets = np.eye(10, dtype=np.float32)[digits.labels]
     random = np.random.default_rng(seed)
@@ -231,7 +232,7 @@ def drawings(digits: Digits, spec: ImageInput, seed: int) -> Iterator[tuple[Arra
 
 
 def fit(network: Any, digits: Digits, spec: ImageInput, *, epochs: int, seed: int) -> None:
-    """Trains on drawings of these digits; nothing that is held out is looked at. The weights are a running average."""
+    """Trains on drawings of these digits, and on no others. The final weights are a running average."""
     import keras  # noqa: PLC0415
 
     steps = DRAWINGS * len(digits.labels) // BATCH
@@ -247,7 +248,7 @@ def fit(network: Any, digits: Digits, spec: ImageInput, *, epochs: int, seed: in
 
 
 def evaluate(network: Any, digits: Digits, spec: ImageInput) -> dict[str, dict[str, float]]:
-    """Share of right answers, white on black and black on white: of the digits alone, and with a margin around them."""
+    """Accuracy, white on black and black on white, on the digits alone and on digits with a margin around them."""
     pictures = {
         "plain": [picture(ink) for ink in digits.ink],
         "margin": [picture(ink, side=200, margin=MARGIN) for ink in digits.ink],
@@ -263,7 +264,7 @@ def evaluate(network: Any, digits: Digits, spec: ImageInput) -> dict[str, dict[s
 
 
 def accuracy(network: Any, batch: Array, labels: Array) -> float:
-    """Share of the batch whose largest output is its label."""
+    """The share of the batch whose largest output is its label."""
     return float(np.mean(np.argmax(network.predict_on_batch(batch), axis=-1) == labels))
 
 
@@ -276,7 +277,7 @@ def train_digits(output: Path, *, command: str, epochs: int, seed: int) -> None:
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
     architecture = catalog.find("lenet5")
-    # -1..1: to change the polarity is to change the sign.
+    # -1..1: inverting a picture only changes the sign.
     spec = ImageInput.model_validate(architecture.input.model_dump() | NORMALIZATIONS["tf"])
     network, uncompiled = (architecture.build("keras") for _ in range(2))
     train, held_out = load_digits()
@@ -292,13 +293,15 @@ def train_digits(output: Path, *, command: str, epochs: int, seed: int) -> None:
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
     }
     output.mkdir(parents=True, exist_ok=True)
-    uncompiled.set_weights(network.get_weights())  # a file without the optimizer's three values for each weight
+    uncompiled.set_weights(
+        network.get_weights()
+    )  # a smaller file, without the optimizer's three values for each weight
     uncompiled.save(output / "weights.keras")
     (output / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Parses the command line and trains."""
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m models.train.digits", description=summary)
     parser.add_argument("--output", type=Path, required=True, help="the version's directory")

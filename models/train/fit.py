@@ -1,4 +1,4 @@
-"""Epochs: learn, look at the validation examples, keep the best weights, and stop when nothing improves."""
+"""The training loop: learn for an epoch, validate, keep the best weights, and stop when nothing improves."""
 
 import math
 import time
@@ -18,60 +18,60 @@ from models.train.recipe import Recipe
 class Learner(Protocol):
     """A network of either framework, with its optimizer. Inputs are channels last; labels are class numbers.
 
-    One thread may use it, and one framework is in a process.
+    Only one thread may use it, and a process can use only one framework.
     """
 
     weights_file: str
-    """The name by which the service knows the file."""
+    """The file name by which the service finds the weights."""
     state_file: str
 
     def start_epoch(self, epoch: int) -> None:
-        """Chance goes on from here as it does in every training of this seed."""
+        """Sets the random state to that of this epoch, the same in every training with this seed."""
 
     def set_learning_rate(self, rate: float) -> None:
-        """For the steps that follow."""
+        """Sets the learning rate of the following steps."""
 
     def learn(self, inputs: Array, labels: Array) -> float:
-        """One step; the loss before it, penalties included."""
+        """Takes one step. Returns the loss before it, including penalties."""
 
     def predict(self, inputs: Array) -> Array:
-        """What the network gives for each item."""
+        """The network's output for each item."""
 
     def save_weights(self, path: Path) -> None:
-        """A file that the service takes."""
+        """Writes the weights as a file that the service can load."""
 
     def load_weights(self, path: Path) -> None:
-        """What `save_weights` wrote."""
+        """Loads a file that `save_weights` wrote."""
 
     def save_state(self, path: Path) -> None:
-        """All that the next epoch begins with."""
+        """Writes the state from which the next epoch continues."""
 
     def load_state(self, path: Path) -> None:
-        """What `save_state` wrote."""
+        """Loads a file that `save_state` wrote."""
 
 
 class Listener(Protocol):
-    """Who wants to know how far it is."""
+    """Receives the progress of a training."""
 
     def step(self, epoch: int, done: int, total: int) -> None:
-        """After each step."""
+        """Called after each step."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """After each epoch, once it is on disk."""
+        """Called after each epoch, once its checkpoint is on disk."""
 
 
 def fit(
     learner: Learner, data: Data, batches: Batches, progress: Progress, checkpoints: Checkpoints, listener: Listener
 ) -> Progress:
-    """Goes on from `progress` until the recipe says that it is enough; each epoch is checkpointed.
+    """Continues from `progress` until the recipe's end, and saves a checkpoint after each epoch.
 
-    A training that was interrupted and goes on ends with the weights of one that was not. Raises ArtifactError where
-    the loss stops being a number.
+    A training that was interrupted and resumed ends with the same weights as one that was not. Raises ArtifactError if
+    the loss is not a finite number.
     """
     recipe = progress.recipe
     if latest := checkpoints.latest():
         learner.load_state(latest / learner.state_file)
-    while not is_enough(progress.epochs, recipe):
+    while not is_finished(progress.epochs, recipe):
         epoch = _epoch(learner, data, batches, progress, listener)
         progress = progress.model_copy(update={"epochs": (*progress.epochs, epoch)})
         is_best = best(progress.epochs, recipe) == epoch
@@ -107,18 +107,18 @@ def _epoch(learner: Learner, data: Data, batches: Batches, progress: Progress, l
     )
     if not math.isfinite(epoch.loss + epoch.validation_loss):
         raise ArtifactError(
-            f"the loss is no number any more in epoch {number}", "lower --learning-rate, or change --normalization"
+            f"the loss is not a finite number in epoch {number}", "lower --learning-rate, or change --normalization"
         )
     return epoch
 
 
 def predict(learner: Learner, batches: Batches, examples: Examples) -> Array:
-    """What the network gives for each of the examples."""
+    """The network's output for each of the examples."""
     return np.concatenate([learner.predict(inputs) for inputs, _ in batches.in_order(examples)])
 
 
 def probabilities(outputs: Array) -> Array:
-    """One for each class, from logits, or from the logit of the second of two classes."""
+    """A probability for each class, from logits, or from the single logit of the second of two classes."""
     return probabilities_of(outputs.astype(np.float64), "logit" if outputs.shape[1] == 1 else "logits")
 
 
@@ -128,18 +128,18 @@ def cross_entropy(shares: Array, labels: Array) -> float:
     return float(-np.log(given.clip(np.finfo(np.float64).tiny)).mean())
 
 
-# What is decided after an epoch follows from the epochs so far: a training that goes on decides the same.
+# These decisions depend only on the epochs so far, so that a resumed training makes the same ones.
 
 
 def best(epochs: Sequence[Epoch], recipe: Recipe) -> Epoch:
-    """The first of the best ones."""
+    """The best epoch; the first of several."""
     if recipe.watch == "accuracy":
         return min(epochs, key=lambda epoch: (-epoch.validation_accuracy, epoch.validation_loss))
     return min(epochs, key=lambda epoch: epoch.validation_loss)
 
 
 def next_learning_rate(epochs: Sequence[Epoch], recipe: Recipe) -> float:
-    """The last one; lower when it brought nothing better for `plateau_epochs`."""
+    """The last learning rate, or a lower one if there was no better epoch for `plateau_epochs`."""
     if not epochs:
         return recipe.first_learning_rate
     rate = epochs[-1].learning_rate
@@ -149,8 +149,8 @@ def next_learning_rate(epochs: Sequence[Epoch], recipe: Recipe) -> float:
     return rate * recipe.plateau_factor if recipe.plateau_epochs and waited >= recipe.plateau_epochs else rate
 
 
-def is_enough(epochs: Sequence[Epoch], recipe: Recipe) -> bool:
-    """Whether all epochs are done, or `patience_epochs` have brought nothing better."""
+def is_finished(epochs: Sequence[Epoch], recipe: Recipe) -> bool:
+    """Whether all epochs are done, or there was no better epoch for `patience_epochs`."""
     if not epochs:
         return False
     waited = len(epochs) - best(epochs, recipe).number

@@ -1,4 +1,4 @@
-"""A Keras network that learns. What it does is what models/train/torch_learner.py does."""
+"""A Keras network that learns. It behaves as the network of models/train/torch_learner.py does."""
 
 import os
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ WEIGHTS_FILE = "weights.weights.h5"
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """TensorFlow tells every importer which GPU libraries it did not find, past Python and past its own log level."""
+def _silenced() -> Iterator[None]:
+    """Silences standard error: on import, TensorFlow prints which GPU libraries it lacks, whatever its log level."""
     saved = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -41,12 +41,12 @@ class KerasLearner:
         os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
         if recipe.device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        with _hushed():
+        with _silenced():
             import keras  # noqa: PLC0415
             import tensorflow as tf  # noqa: PLC0415
 
         self._keras, self._tf, self._recipe = keras, tf, recipe
-        keras.utils.clear_session()  # layers are numbered, and their names are in the files
+        keras.utils.clear_session()  # layers are numbered, and files contain their names
         keras.utils.set_random_seed(recipe.seed)
         tf.config.experimental.enable_op_determinism()
         self.network = architecture.build("keras", spec.input.shape, spec.outputs)
@@ -87,21 +87,21 @@ class KerasLearner:
         return makers[recipe.optimizer]()
 
     def start_epoch(self, epoch: int) -> None:
-        """Nothing: the state of chance is a variable of the network's, saved with it."""
+        """Does nothing: the random state is a variable of the network, and is saved with it."""
 
     def set_learning_rate(self, rate: float) -> None:
-        """For the steps that follow."""
+        """Sets the learning rate of the following steps."""
         self._optimizer.learning_rate = rate
 
     def learn(self, inputs: Array, labels: Array) -> float:
-        """One step; the loss before it, penalties included."""
+        """Takes one step. Returns the loss before it, including penalties."""
         return float(self._step(self._tf.constant(inputs), self._tf.constant(labels)))
 
     def _learn(self, inputs: Any, labels: Any) -> Any:
         with self._tf.GradientTape() as tape:
             loss = self._loss(self.network(inputs, training=True), labels) + self.penalty()
-        learnt = self.network.trainable_variables
-        self._optimizer.apply(tape.gradient(loss, learnt), learnt)
+        trainable = self.network.trainable_variables
+        self._optimizer.apply(tape.gradient(loss, trainable), trainable)
         return loss
 
     def _loss(self, outputs: Any, labels: Any) -> Any:
@@ -118,33 +118,33 @@ class KerasLearner:
         return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(wanted, outputs))
 
     def penalty(self) -> Any:
-        """L1 and L2 on the kernels."""
+        """The L1 and L2 penalties of the kernels."""
         return sum(self.network.losses)
 
     def predict(self, inputs: Array) -> Array:
-        """What the network gives for each item."""
+        """The network's output for each item."""
         size = self._recipe.batch_size
-        # A batch of another size would be traced anew.
+        # A batch of another size would be traced again.
         whole = np.concatenate([inputs, np.zeros((size - len(inputs), *inputs.shape[1:]), inputs.dtype)])
         return np.asarray(self._forward(self._tf.constant(whole)))[: len(inputs)]
 
     def save_weights(self, path: Path) -> None:
-        """A file of weights, as the service takes it."""
+        """Writes the weights as a file that the service can load."""
         self.network.save_weights(path)
 
     def load_weights(self, path: Path) -> None:
-        """What `save_weights` wrote."""
+        """Loads a file that `save_weights` wrote."""
         weights.load(self.network, "keras", path)
 
     def _variables(self) -> list[Any]:
         return [*self.network.variables, *self._optimizer.variables]
 
     def save_state(self, path: Path) -> None:
-        """All that the next epoch begins with."""
+        """Writes the state from which the next epoch continues."""
         np.savez(path, *[np.asarray(variable) for variable in self._variables()])
 
     def load_state(self, path: Path) -> None:
-        """What `save_state` wrote."""
+        """Loads a file that `save_state` wrote."""
         with np.load(path) as state:
             for variable, value in zip(self._variables(), state.values(), strict=True):
                 variable.assign(value)

@@ -1,4 +1,4 @@
-"""How good a network is: figures by scikit-learn, pictures by Matplotlib."""
+"""Reports how good a network is: figures from scikit-learn, charts from Matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ import numpy as np
 from models.train.checkpoints import Epoch
 from models.train.data import Array
 
-MOST_NUMBERED = 20  # classes whose confusion matrix has room for numbers
+MAX_NUMBERED_CLASSES = 20  # in a larger confusion matrix there is no room for numbers
 
 
 def figures(shares: Array, labels: Array) -> dict[str, float | None]:
-    """Accuracy, and precision, recall and F1 as the mean over the classes; AUC of each class against the others.
+    """Accuracy; precision, recall, F1 and AUC (of each class against the others) as the mean over the classes.
 
-    There is no AUC where a class has no example.
+    The AUC is None if a class has no example.
     """
     from sklearn import metrics  # noqa: PLC0415
 
@@ -33,7 +33,7 @@ def figures(shares: Array, labels: Array) -> dict[str, float | None]:
 
 
 def draw_confusion(path: Path, shares: Array, labels: Array, classes: Sequence[str]) -> None:
-    """A PNG: a row for each true class, a column for each answer."""
+    """Draws the confusion matrix as a PNG: a row for each true class, a column for each answer."""
     from sklearn.metrics import confusion_matrix  # noqa: PLC0415
 
     counts = confusion_matrix(labels, shares.argmax(axis=1), labels=np.arange(len(classes)))
@@ -42,7 +42,7 @@ def draw_confusion(path: Path, shares: Array, labels: Array, classes: Sequence[s
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues")
     axes.set(xlabel="answer", ylabel="true class")
-    if len(classes) <= MOST_NUMBERED:
+    if len(classes) <= MAX_NUMBERED_CLASSES:
         axes.set_xticks(range(len(classes)), classes, rotation=90)
         axes.set_yticks(range(len(classes)), classes)
         for (row, column), count in np.ndenumerate(counts):
@@ -52,7 +52,7 @@ def draw_confusion(path: Path, shares: Array, labels: Array, classes: Sequence[s
 
 
 def draw_curves(path: Path, epochs: Sequence[Epoch]) -> None:
-    """A PNG: losses, accuracy and learning rate by epoch."""
+    """Draws losses, accuracy and learning rate by epoch as a PNG."""
     panels: Mapping[str, Mapping[str, list[float]]] = {
         "loss": {
             "training": [epoch.loss for epoch in epochs],
@@ -73,7 +73,7 @@ def draw_curves(path: Path, epochs: Sequence[Epoch]) -> None:
 
 
 def _figure(width: float, height: float) -> Any:
-    """Of so many inches; no display is asked for."""
+    """A figure of this size in inches, which needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""A PyTorch network that learns. What it does is what models/train/keras_learner.py does."""
+"""A PyTorch network that learns. It behaves as the network of models/train/keras_learner.py does."""
 
 import os
 import random
@@ -25,8 +25,8 @@ class TorchLearner:
     state_file = "state.pt"
 
     def __init__(self, architecture: Architecture, spec: Spec, recipe: Recipe) -> None:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it a GPU's sums differ from run to run
-        # Threads that spin while they wait fight every other process for its cores: up to 50 times slower.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it, sums on a GPU differ from run to run
+        # Threads that spin while they wait take cores from other processes: training was up to 50 times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch  # noqa: PLC0415
 
@@ -45,10 +45,10 @@ class TorchLearner:
         if recipe.initializer != "default":
             self._initialize(recipe.initializer)
         self.network.to(self._device)
-        learnt = [each for each in self.network.parameters() if each.requires_grad]
-        # A bias or a normalisation's factor is a vector; what is penalised is not.
-        self._kernels = [each for each in learnt if each.ndim > 1]
-        self._optimizer = self._make_optimizer(learnt, recipe)
+        trainable = [each for each in self.network.parameters() if each.requires_grad]
+        # Kernels are penalised; biases and the factors of a normalisation, which are vectors, are not.
+        self._kernels = [each for each in trainable if each.ndim > 1]
+        self._optimizer = self._make_optimizer(trainable, recipe)
 
     def _initialize(self, initializer: str) -> None:
         init = self._torch.nn.init
@@ -64,22 +64,22 @@ class TorchLearner:
                 else:
                     init.kaiming_uniform_(each, nonlinearity="relu")
 
-    def _make_optimizer(self, learnt: list[Any], recipe: Recipe) -> Any:
+    def _make_optimizer(self, trainable: list[Any], recipe: Recipe) -> Any:
         optim, rate = self._torch.optim, recipe.first_learning_rate
         makers = {
-            "sgd": lambda: optim.SGD(learnt, rate, momentum=recipe.momentum),
-            "adagrad": lambda: optim.Adagrad(learnt, rate, initial_accumulator_value=0.1, eps=EPSILON),
-            "rmsprop": lambda: optim.RMSprop(learnt, rate, alpha=0.9, eps=EPSILON),
-            "adam": lambda: optim.Adam(learnt, rate, eps=EPSILON),
-            "adamw": lambda: optim.AdamW(learnt, rate, eps=EPSILON, weight_decay=recipe.weight_decay),
-            # The decay of the momentum is Keras', which cannot be set there.
-            "nadam": lambda: optim.NAdam(learnt, rate, eps=EPSILON, momentum_decay=1.0),
-            "adadelta": lambda: optim.Adadelta(learnt, rate, rho=0.95, eps=EPSILON),
+            "sgd": lambda: optim.SGD(trainable, rate, momentum=recipe.momentum),
+            "adagrad": lambda: optim.Adagrad(trainable, rate, initial_accumulator_value=0.1, eps=EPSILON),
+            "rmsprop": lambda: optim.RMSprop(trainable, rate, alpha=0.9, eps=EPSILON),
+            "adam": lambda: optim.Adam(trainable, rate, eps=EPSILON),
+            "adamw": lambda: optim.AdamW(trainable, rate, eps=EPSILON, weight_decay=recipe.weight_decay),
+            # The decay of the momentum is that of Keras, where it cannot be set.
+            "nadam": lambda: optim.NAdam(trainable, rate, eps=EPSILON, momentum_decay=1.0),
+            "adadelta": lambda: optim.Adadelta(trainable, rate, rho=0.95, eps=EPSILON),
         }
         return makers[recipe.optimizer]()
 
     def start_epoch(self, epoch: int) -> None:
-        """Chance goes on from here as it does in every training of this seed."""
+        """Sets the random state to that of this epoch, the same in every training with this seed."""
         seed = int(np.random.default_rng((self._recipe.seed, epoch)).integers(2**32))
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - an architecture's builder may use it
@@ -87,12 +87,12 @@ class TorchLearner:
         self._torch.cuda.manual_seed_all(seed)
 
     def set_learning_rate(self, rate: float) -> None:
-        """For the steps that follow."""
+        """Sets the learning rate of the following steps."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
     def learn(self, inputs: Array, labels: Array) -> float:
-        """One step; the loss before it, penalties included."""
+        """Takes one step. Returns the loss before it, including penalties."""
         self.network.train()
         self._optimizer.zero_grad()
         loss = self._loss(self.network(self._tensor(inputs)), labels) + self.penalty()
@@ -116,7 +116,7 @@ class TorchLearner:
         return functions.cross_entropy(outputs, wanted)
 
     def penalty(self) -> Any:
-        """L1 and L2 on the kernels."""
+        """The L1 and L2 penalties of the kernels."""
         total = 0.0
         if self._recipe.l1:
             total += self._recipe.l1 * sum(kernel.abs().sum() for kernel in self._kernels)
@@ -125,7 +125,7 @@ class TorchLearner:
         return total
 
     def predict(self, inputs: Array) -> Array:
-        """What the network gives for each item."""
+        """The network's output for each item."""
         self.network.eval()
         with self._torch.inference_mode():
             answer: Array = self.network(self._tensor(inputs)).cpu().numpy()
@@ -136,19 +136,19 @@ class TorchLearner:
         return self._torch.from_numpy(first).to(self._device)
 
     def save_weights(self, path: Path) -> None:
-        """A state_dict, as the service takes it."""
+        """Writes the weights as a file that the service can load."""
         self._torch.save({name: value.cpu() for name, value in self.network.state_dict().items()}, path)
 
     def load_weights(self, path: Path) -> None:
-        """What `save_weights` wrote."""
+        """Loads a file that `save_weights` wrote."""
         weights.load(self.network, "torch", path)
 
     def save_state(self, path: Path) -> None:
-        """All that the next epoch begins with."""
+        """Writes the state from which the next epoch continues."""
         self._torch.save({"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}, path)
 
     def load_state(self, path: Path) -> None:
-        """What `save_state` wrote."""
+        """Loads a file that `save_state` wrote."""
         state = self._torch.load(path, map_location=self._device, weights_only=True)
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""How far preprocessing's shortcuts are from the library that trained the network, by pixels and by answers."""
+"""Compares the shortcuts of preprocessing with the library that trained the network, by pixels and by answers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,22 +23,24 @@ _JPEG = b"\xff\xd8\xff"
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of one shortcut, over some pictures."""
+    """How one shortcut compares, over some pictures."""
 
     pictures: int
     same_top1: int
-    """How many of them have the same best class."""
+    """Pictures with the same best class."""
     largest_difference: int
-    """Of any value of any picture, of 255."""
+    """The largest of any value of any picture, out of 255."""
     mean_difference: float
+    """The mean over all pictures, out of 255."""
     probability_difference: float
-    """The largest, of any class of any picture."""
+    """The largest of any class of any picture."""
 
 
 def whole(body: bytes, spec: ImageInput) -> Array:
-    """The reference, uint8 [height, width, channels]: Pillow decodes and resizes all of the picture, then crops it.
+    """The reference, uint8 [height, width, channels]: Pillow decodes and resizes the whole picture, and then crops it.
 
-    torchvision's arithmetic: Resize, then CenterCrop; or one resize where the artifact stretches.
+    This is torchvision's arithmetic: Resize, then CenterCrop; or a single resize if the artifact stretches. It is
+    written out here, and does not use models/pictures.py, because it is what that module is compared with.
     """
     with Image.open(BytesIO(body)) as image:
         picture = ImageOps.exif_transpose(image).convert("L" if spec.channels == 1 else "RGB")
@@ -53,9 +55,9 @@ def whole(body: bytes, spec: ImageInput) -> Array:
 
 
 def measure(bodies: Iterable[bytes], spec: ImageInput, engine: Engine, shortcuts: Shortcuts) -> Mapping[str, Agreement]:
-    """Of each shortcut alone, and of all together as they are served.
+    """Compares each shortcut alone, and all together as they are served.
 
-    Bodies that are no JPEG, or that the server refuses, are left out.
+    Bodies that are not a JPEG, or that the server refuses, are left out.
     """
     variants = {"only what is cropped": EXACT}
     if shortcuts.simd and raster.IS_AVAILABLE:
@@ -63,9 +65,11 @@ def measure(bodies: Iterable[bytes], spec: ImageInput, engine: Engine, shortcuts
     if shortcuts.margin:
         variants[f"JPEG margin {shortcuts.margin:g}"] = Shortcuts(simd=False, margin=shortcuts.margin)
     variants[AS_SERVED] = shortcuts
-    seen: dict[str, list[tuple[bool, int, float, float]]] = {name: [] for name in variants}
+    rows_of: dict[str, list[tuple[bool, int, float, float]]] = {name: [] for name in variants}
     for body in bodies:
-        if not body.startswith(_JPEG):  # of other formats, no shortcut but SIMD applies, and transparency is in the way
+        if not body.startswith(
+            _JPEG
+        ):  # for other formats only SIMD applies, and the reference does not handle transparency
             continue
         try:
             size = pixels_of(body)
@@ -78,13 +82,13 @@ def measure(bodies: Iterable[bytes], spec: ImageInput, engine: Engine, shortcuts
             found = engine.run(pixels[np.newaxis])[0]
             difference = np.abs(reference.astype(int) - pixels)
             same = bool(found.argmax() == wanted.argmax())
-            seen[name].append(
+            rows_of[name].append(
                 (same, int(difference.max()), float(difference.mean()), float(np.abs(found - wanted).max()))
             )
-    return {name: _summed(rows) for name, rows in seen.items() if rows}
+    return {name: _summarize(rows) for name, rows in rows_of.items() if rows}
 
 
-def _summed(rows: list[tuple[bool, int, float, float]]) -> Agreement:
+def _summarize(rows: list[tuple[bool, int, float, float]]) -> Agreement:
     same, largest, mean, probability = zip(*rows, strict=True)
     return Agreement(
         pictures=len(rows),
@@ -96,6 +100,6 @@ def _summed(rows: list[tuple[bool, int, float, float]]) -> Agreement:
 
 
 def pixels_of(body: bytes) -> int:
-    """How many the picture has."""
+    """The number of pixels of the picture."""
     with Image.open(BytesIO(body)) as image:
         return image.width * image.height

@@ -1,1 +1,1 @@
-"""Compressed bytes -> uint8 pixels, in processes of their own. Imports host, and models.inputs of models."""
+"""Compressed bytes -> uint8 pixels, in processes of their own. Imports host, and inputs and pictures of models."""

@@ -2,10 +2,10 @@
 
     python -P -m service.images.decoder CONTROL MEMORY_BYTES FILE_BYTES
 
-CONTROL is the descriptor of a socket to the server. The fork server imports everything once, gives up what it can, and
-forks a decoder whenever it is asked to, within milliseconds; it tells how each ended. It reads no image itself. A
-decoder gives up the rest (`models/conversion/sandbox.py`), and decodes one image after the other until its
-socket closes.
+CONTROL is the descriptor of a socket to the server. The fork server imports all modules once, drops the privileges that
+it can do without, and then forks a decoder within milliseconds whenever the server asks for one. It reports how each
+decoder ended, and never reads an image itself. A decoder drops the remaining privileges
+(`models/conversion/sandbox.py`) and decodes one image after the other until its socket closes.
 """
 
 import gc
@@ -24,7 +24,7 @@ from models.conversion import sandbox
 from models.inputs import ImageInput
 from service.errors import ImageTooLarge, ServiceError, UndecodableImage
 from service.host.memory import trim_malloc, tune_malloc
-from service.images.decoding import ENDED, FORK, LARGE_PIXELS, NOT_STARTED, ORDER, TASK_BYTES, Reply, Task, Verdict
+from service.images.decoding import COMMAND, ENDED, FORK, LARGE_PIXELS, NOT_STARTED, TASK_BYTES, Reply, Status, Task
 from service.images.preprocess import decode
 from service.images.shortcuts import EXACT, Shortcuts
 
@@ -33,28 +33,28 @@ Decode = Callable[..., np.ndarray]
 
 
 def main(arguments: Sequence[str], decode: Decode = decode) -> None:
-    """Forks decoders until the server is gone."""
+    """Runs the fork server until the server closes the socket."""
     control, memory_bytes, file_bytes = map(int, arguments)
-    # Ctrl-C and SIGTERM may reach every process of a group; the decoders go when the server has no more images.
+    # Ctrl-C and SIGTERM may reach every process of a group. The decoders must live until the server has no more images.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     tune_malloc()
-    _import_the_rest()
+    _warm_up()
     missing = sandbox.confine_fork_server()
 
     def begin(connection: int, memory: int) -> None:
-        os.dup2(1, 2)  # nothing: the server's log is not theirs to write
+        os.dup2(1, 2)  # standard output is /dev/null: a decoder may not write to the server's log
         lacking = missing + sandbox.confine_decoder(memory_bytes, file_bytes)
         serve(connection, memory, decode, "; ".join(lacking))
 
     gc.collect()
-    gc.freeze()  # what is shared with the forks stays shared
+    gc.freeze()  # so that the memory shared with the forks stays shared
     with socket.socket(fileno=control) as server, suppress(ConnectionError):
         _ForkServer(server, begin).run()
 
 
-def _import_the_rest() -> None:
-    """Decodes a picture of each kind, because Pillow and simplejpeg import and allocate as they go."""
+def _warm_up() -> None:
+    """Decodes a picture of each kind, because Pillow and simplejpeg import and allocate on first use."""
     from io import BytesIO  # noqa: PLC0415
 
     from PIL import Image  # noqa: PLC0415
@@ -81,16 +81,17 @@ def _import_the_rest() -> None:
 
 
 class _ForkServer:
-    """The decoders that run, by process."""
+    """Forks decoders, kills them, and reports their exits."""
 
     def __init__(self, server: socket.socket, begin: Callable[[int, int], None]) -> None:
         self._server = server
         self._begin = begin
         self._numbers: dict[int, int] = {}
-        self._has_more = True
+        """Each decoder's number, by its process id."""
+        self._is_running = True
 
     def run(self) -> None:
-        """Takes orders, and tells of endings, until the server closes its end."""
+        """Handles commands and exits until the server closes its end of the socket."""
         ended, waker = socket.socketpair()
         for end in (ended, waker):
             end.setblocking(False)  # noqa: FBT003 - the standard library's
@@ -100,25 +101,27 @@ class _ForkServer:
             with selectors.DefaultSelector() as selector:
                 self._ended = ended
                 self._private = (self._server, ended, waker, selector)
-                selector.register(self._server, selectors.EVENT_READ, self._take_order)
-                selector.register(ended, selectors.EVENT_READ, self._tell_endings)
-                while self._has_more:
+                selector.register(self._server, selectors.EVENT_READ, self._handle_command)
+                selector.register(ended, selectors.EVENT_READ, self._report_exits)
+                while self._is_running:
                     for key, _ in selector.select():
                         key.data()
         finally:
             signal.set_wakeup_fd(-1)
 
-    def _take_order(self) -> None:
-        message, descriptors, *_ = socket.recv_fds(self._server, ORDER.size, 2)
+    def _handle_command(self) -> None:
+        message, descriptors, *_ = socket.recv_fds(self._server, COMMAND.size, 2)
         if not message:
-            self._has_more = False
+            self._is_running = False
             return
-        order, number = ORDER.unpack(message)
-        if order == FORK:
+        command, number = COMMAND.unpack(message)
+        if command == FORK:
             self._fork(number, *descriptors)
         else:
             for process in [each for each, found in self._numbers.items() if found == number]:
-                os.kill(process, signal.SIGKILL)  # it is our child, and not yet waited for
+                os.kill(
+                    process, signal.SIGKILL
+                )  # nobody has waited for this child yet, so that the number is still its own
 
     def _fork(self, number: int, connection: int, memory: int) -> None:
         try:
@@ -141,12 +144,12 @@ class _ForkServer:
                 each.close()
             self._begin(connection, memory)
             code = 0
-        except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as a second fork server
+        except BaseException:  # noqa: BLE001 - in any case it must not continue as a second fork server
             traceback.print_exc()
         finally:
             os._exit(code)
 
-    def _tell_endings(self) -> None:
+    def _report_exits(self) -> None:
         self._ended.recv(4096)
         while self._numbers:
             process, status = os.waitpid(-1, os.WNOHANG)
@@ -156,42 +159,42 @@ class _ForkServer:
 
 
 def serve(connection: int, memory: int, decode: Decode, unconfined: str = "") -> None:
-    """Decodes what lies in the memory file, task by task, until the connection closes.
+    """Decodes the image in the memory file, once for each task, until the connection closes.
 
-    Both are descriptors: of a socket that keeps messages apart, and of a file.
+    Both are descriptors: `connection` of a SOCK_SEQPACKET socket, `memory` of a file.
     """
-    with suppress(ConnectionError):  # it closed while something was said
-        os.write(connection, Reply(Verdict.READY, text=unconfined).packed())
+    with suppress(ConnectionError):  # it was closed while a reply was sent
+        os.write(connection, Reply(Status.READY, text=unconfined).packed())
         while message := os.read(connection, TASK_BYTES + 1):
             task = Task.unpacked(message)
-            os.write(connection, _done(task, memory, decode).packed(task.key))
+            os.write(connection, _run_task(task, memory, decode).packed(task.key))
 
 
-def _done(task: Task, memory: int, decode: Decode) -> Reply:
+def _run_task(task: Task, memory: int, decode: Decode) -> Reply:
     try:
         data = os.pread(memory, task.data_bytes, 0)
         limit = min(task.max_pixels, task.pixels_now)
         pixels = decode(data, task.spec, max_pixels=limit, shortcuts=task.shortcuts)
         os.pwrite(memory, pixels.data, 0)
     except MemoryError:
-        return Reply(Verdict.OUT_OF_MEMORY)
+        return Reply(Status.OUT_OF_MEMORY)
     except ServiceError as error:
         return _refusal(error, task)
-    except BaseException:  # noqa: BLE001 - a mistake of ours, or a library's panic: it costs this image
-        return Reply(Verdict.MISTAKE, text=traceback.format_exc()[-400:])
+    except BaseException:  # noqa: BLE001 - a bug, here or in a library: only this image fails
+        return Reply(Status.MISTAKE, text=traceback.format_exc()[-400:])
     finally:
-        if task.pixels_now > LARGE_PIXELS:  # a large picture, whose memory is not needed again soon
+        if task.pixels_now > LARGE_PIXELS:  # a large picture: its memory is not needed again soon
             trim_malloc()
-    return Reply(Verdict.PIXELS)
+    return Reply(Status.PIXELS)
 
 
 def _refusal(error: ServiceError, task: Task) -> Reply:
     if isinstance(error.__cause__, MemoryError):
-        return Reply(Verdict.OUT_OF_MEMORY)
+        return Reply(Status.OUT_OF_MEMORY)
     if isinstance(error, ImageTooLarge) and task.pixels_now < error.pixels <= task.max_pixels:
-        return Reply(Verdict.LARGE, pixels=error.pixels)
+        return Reply(Status.LARGE, pixels=error.pixels)
     is_broken = isinstance(error, UndecodableImage) and error.met_codec
-    return Reply(Verdict.BROKEN if is_broken else Verdict.REFUSED, error=error)
+    return Reply(Status.BROKEN if is_broken else Status.REFUSED, error=error)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Keeps the decoders running: each has one image at a time, and whichever ends is replaced at once.
+"""Keeps a number of decoder processes running. Each decodes one image at a time, and is replaced when it ends.
 
-A decoder that has met a broken image is replaced as well, because nobody knows what the image has left behind in it:
-ten times a second at most, so that broken images do not cost much more than sound ones.
+A decoder that has read a broken image is replaced too, because the image may have corrupted its memory. At most ten
+decoders a second are replaced for that reason, so that broken images do not cost much more than sound ones.
 """
 
 import asyncio
@@ -16,56 +16,54 @@ import numpy as np
 import structlog
 
 from service import metrics
-from service.images.decoding import NOT_STARTED, Reply, Task, Verdict
+from service.images.decoding import NOT_STARTED, Reply, Status, Task
 from service.images.fork_server import Decoder, Forks, NoRoom
 
 log = structlog.get_logger()
 
-_RETRY_SECONDS = 0.1, 5.0  # at first and at most, where decoders end before they are ready
+_RETRY_SECONDS = 0.1, 5.0  # first and longest pause between starts, if decoders end before they are ready
 
-_START_SECONDS = 30.0  # a decoder that is not ready by then is replaced
+_START_SECONDS = 30.0  # a decoder that is not ready after this time is replaced
 _REPLACED_A_SECOND = 10.0
 
-# Why a decoder ended, beside the names of signals.
+# Why a decoder ended, besides the names of signals.
 TIMEOUT, MEMORY, GARBLED, EXIT, FORK_SERVER = "timeout", "memory", "garbled", "exit", "fork_server"
-# Of these, where the machine may be at fault, being slow or full: the kernel kills where memory runs out.
-MACHINE = {TIMEOUT, MEMORY, "SIGKILL"}
+# Causes that may be the machine's fault, if it is slow or full: the kernel sends SIGKILL when memory runs out.
+MACHINE_CAUSES = {TIMEOUT, MEMORY, "SIGKILL"}
 
 
 class Lost(NamedTuple):
-    """What became of an image whose decoder ended."""
+    """The result of an image whose decoder ended."""
 
     cause: str
-    is_doubtful: bool
-    """Another image may be to blame: a decoder that has met none is to have the last word."""
+    is_retryable: bool
+    """An earlier image may be to blame, so the image deserves a second try, in a decoder that has had no other."""
 
 
 Result = np.ndarray | Reply | Lost
-"""The pixels, what the decoder said in their place, or that it ended."""
+"""The pixels, a reply without pixels, or the loss of the decoder."""
 
 
 @dataclass(slots=True, eq=False)
-class Work:
-    """An image in a decoder's hands."""
+class Assignment:
+    """An image that a decoder is working on."""
 
     task: Task
-    then: Callable[[Result], None]
+    on_result: Callable[[Result], None]
     timer: asyncio.TimerHandle
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
-    """A decoder, and what it is at."""
+class Worker:
+    """A decoder and its state."""
 
     decoder: Decoder
     is_ready: bool = False
     images: int = 0
-    """How many it has met."""
-    has_met_broken: bool = False
-    """One of them was broken, and the decoder was not replaced."""
-    work: Work | None = None
-    cause: str = ""
-    """Why we ended it."""
+    """How many it has been given."""
+    had_broken_image: bool = False
+    """It has read a broken image, and was not replaced."""
+    assignment: Assignment | None = None
 
 
 class Decoders:
@@ -76,66 +74,66 @@ class Decoders:
         self._forks = forks
         self._timeout_seconds = timeout_seconds
         self._on_idle = on_idle
-        self._seats: dict[int, Seat] = {}
+        self._workers: dict[int, Worker] = {}
         """By the decoder's number."""
-        self._idle: list[Seat] = []
+        self._idle: list[Worker] = []
         self._number = 0
         self._failures = 0
         """Decoders in a row that ended before they were ready."""
         self._replaced_until = 0.0
-        """When what was replaced would have been, at the rate allowed."""
+        """Replacements so far use up the allowed rate until this time."""
         self._is_running = False
-        """Whether the fork server takes orders."""
+        """Whether the fork server takes commands."""
         self._is_closing = False
         self._is_warned = False
 
     def start(self) -> None:
-        """Starts them. `on_idle` is called whenever one can take an image."""
+        """Starts the decoders. `on_idle` is called whenever one can take an image."""
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()  # of no request: others are started in the midst of one
+        self._context = contextvars.copy_context()  # without a request: later decoders are started during requests
         self._start()
 
     async def close(self) -> None:
-        """Ends them, whatever they are at."""
+        """Ends the decoders, even those that are decoding."""
         self._is_closing = True
-        for seat in list(self._seats.values()):
-            self._remove(seat)
+        for worker in list(self._workers.values()):
+            self._remove(worker)
         await self._forks.close()
 
     def has_idle(self) -> bool:
-        """Whether one can take an image now."""
+        """Whether a decoder can take an image now."""
         return bool(self._idle)
 
     def has_fresh(self) -> bool:
-        """Whether one can take an image now that has met none before."""
-        return any(seat.images == 0 for seat in self._idle)
+        """Whether a decoder that has had no image can take one now."""
+        return any(worker.images == 0 for worker in self._idle)
 
     def begin(
-        self, data: bytes | memoryview, task: Task, then: Callable[[Result], None], *, fresh: bool = False
+        self, data: bytes | memoryview, task: Task, on_result: Callable[[Result], None], *, fresh: bool = False
     ) -> None:
-        """Hands an image to an idle decoder; `then` is called once, not before this returns.
+        """Gives an image to an idle decoder. `on_result` is called once, and not before this returns.
 
-        `fresh`: to one that has met no image, of which there must be one (`has_fresh`).
+        `fresh`: the decoder must have had no image. There must be such a decoder (`has_fresh`).
 
-        Raises OSError where the decoder has ended meanwhile: another can take the image; NoRoom where none can.
+        Raises OSError if the decoder has just ended, when another can take the image; NoRoom if none can.
         """
-        # The one that was last at work, whose memory is warm.
+        # The most recently used one: its memory is warm.
         index = next(index for index in reversed(range(len(self._idle))) if self._idle[index].images == 0 or not fresh)
-        seat = self._idle.pop(index)
+        worker = self._idle.pop(index)
         try:
-            seat.decoder.begin(data, task)
+            worker.decoder.begin(data, task)
         except NoRoom:
-            seat.decoder.forget()
-            self._idle.append(seat)
+            worker.decoder.release_memory()
+            self._idle.append(worker)
             raise
         except OSError:
-            self._end(seat, EXIT)
+            self._kill(worker, EXIT)
             raise
-        timer = self._loop.call_later(self._timeout_seconds, self._end, seat, TIMEOUT)
-        seat.work = Work(task, then, timer)
-        seat.images += 1
+        timer = self._loop.call_later(self._timeout_seconds, self._kill, worker, TIMEOUT)
+        worker.assignment = Assignment(task, on_result, timer)
+        worker.images += 1
 
-    # Their lives.
+    # Start, end and replacement.
 
     def _start(self) -> None:
         if self._is_closing:
@@ -143,7 +141,7 @@ class Decoders:
         try:
             self._forks.start(self._on_ended, self._on_lost)
         except OSError:
-            log.exception("the decoders' fork server could not be started")
+            log.exception("the fork server of the decoders could not be started")
             self._retry(self._start)
             return
         self._is_running = True
@@ -151,31 +149,31 @@ class Decoders:
             self._add()
 
     def _add(self) -> None:
-        if self._is_closing or not self._is_running or len(self._seats) >= self.count:
+        if self._is_closing or not self._is_running or len(self._workers) >= self.count:
             return
         self._number += 1
         try:
-            seat = self._seats[self._number] = Seat(Decoder(self._number))
+            worker = self._workers[self._number] = Worker(Decoder(self._number))
         except OSError as error:
             log.warning("a decoder could not be started", reason=error.strerror, cure="raise `ulimit -n`")
             self._retry(self._add)
             return
-        self._context.copy().run(self._loop.add_reader, seat.decoder.connection, self._hear, seat)
-        self._loop.call_later(_START_SECONDS, self._check_started, seat)
-        self._forks.fork(seat.decoder)
+        self._context.copy().run(self._loop.add_reader, worker.decoder.connection, self._on_readable, worker)
+        self._loop.call_later(_START_SECONDS, self._check_started, worker)
+        self._forks.fork(worker.decoder)
 
-    def _check_started(self, seat: Seat) -> None:
-        if not seat.is_ready and self._seats.get(seat.decoder.number) is seat:
-            self._end(seat, TIMEOUT)
+    def _check_started(self, worker: Worker) -> None:
+        if not worker.is_ready and self._workers.get(worker.decoder.number) is worker:
+            self._kill(worker, TIMEOUT)
 
-    def _remove(self, seat: Seat) -> Work | None:
-        """Takes a decoder off the table. Returns what it was at."""
-        del self._seats[seat.decoder.number]
-        if seat in self._idle:
-            self._idle.remove(seat)
-        self._loop.remove_reader(seat.decoder.connection)
-        seat.decoder.close()
-        return _taken(seat)
+    def _remove(self, worker: Worker) -> Assignment | None:
+        """Forgets a decoder and closes its descriptors. Returns its assignment."""
+        del self._workers[worker.decoder.number]
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._loop.remove_reader(worker.decoder.connection)
+        worker.decoder.close()
+        return _take_assignment(worker)
 
     def _may_replace(self) -> bool:
         now = self._loop.time()
@@ -184,84 +182,84 @@ class Decoders:
         self._replaced_until = max(self._replaced_until, now - 1.0) + 1 / _REPLACED_A_SECOND
         return True
 
-    def _end(self, seat: Seat, cause: str) -> None:
-        """Has a decoder killed. What it was at is lost."""
-        self._forks.kill(seat.decoder)
-        self._lose(seat, cause, self._add)
+    def _kill(self, worker: Worker, cause: str) -> None:
+        """Kills a decoder and reports its image as lost."""
+        self._forks.kill(worker.decoder)
+        self._lose(worker, cause, self._add)
 
-    def _lose(self, seat: Seat, cause: str, go_on: Callable[[], None]) -> None:
-        """A decoder is no more: another is started, and whoever waits for its image is told."""
-        work = self._remove(seat)
+    def _lose(self, worker: Worker, cause: str, replace: Callable[[], None]) -> None:
+        """Replaces a decoder that has ended, and reports its image as lost."""
+        assignment = self._remove(worker)
         metrics.DECODER_DEATHS.labels(cause).inc()
-        go_on()
-        if work is None:
+        replace()
+        if assignment is None:
             log.warning("a decoder ended", cause=cause)
         else:
-            work.then(Lost(cause, _is_doubtful(seat, cause)))
+            assignment.on_result(Lost(cause, _is_retryable(worker, cause)))
 
     def _on_ended(self, number: int, status: int) -> None:
-        seat = self._seats.get(number)
-        if seat is None:  # it was let go or killed, and has been replaced
+        worker = self._workers.get(number)
+        if worker is None:  # it was removed or killed, and has been replaced
             return
-        self._hear(seat)  # what it said before
-        if number not in self._seats:
+        self._on_readable(worker)  # it may have sent a reply before it ended
+        if number not in self._workers:
             return
-        self._lose(seat, _cause(status), self._add if seat.is_ready else lambda: self._retry(self._add))
+        self._lose(worker, _cause(status), self._add if worker.is_ready else lambda: self._retry(self._add))
 
     def _on_lost(self) -> None:
         """The fork server ended, and every decoder with it."""
-        log.error("the decoders' fork server ended", cure="if memory ran out, give the server more")
+        log.error("the fork server of the decoders ended", cure="if memory ran out, give the server more")
         self._is_running = False
-        for seat in list(self._seats.values()):
-            self._lose(seat, FORK_SERVER, self._add)
+        for worker in list(self._workers.values()):
+            self._lose(worker, FORK_SERVER, self._add)
         self._retry(self._start)
 
     def _retry(self, start: Callable[[], None]) -> None:
-        first, most = _RETRY_SECONDS
-        self._loop.call_later(min(most, first * 2**self._failures), start)
+        first, longest = _RETRY_SECONDS
+        self._loop.call_later(min(longest, first * 2**self._failures), start)
         self._failures = min(self._failures + 1, 16)
 
-    # What they say.
+    # Replies.
 
-    def _hear(self, seat: Seat) -> None:
+    def _on_readable(self, worker: Worker) -> None:
         try:
-            reply = seat.decoder.reply()
+            reply = worker.decoder.reply()
             if reply is not None:
-                self._take(seat, reply)
+                self._handle(worker, reply)
         except ValueError:
-            self._end(seat, GARBLED)
-        except OSError:  # it has ended, which the fork server tells
-            self._loop.remove_reader(seat.decoder.connection)
+            self._kill(worker, GARBLED)
+        except OSError:  # it has ended; the fork server will report it
+            self._loop.remove_reader(worker.decoder.connection)
 
-    def _take(self, seat: Seat, reply: Reply) -> None:
-        """Raises ValueError where the reply answers nothing that was asked, and OSError."""
-        if seat.work is None or not _is_plausible(reply, seat.work.task):
-            if seat.is_ready or reply.verdict is not Verdict.READY:
+    def _handle(self, worker: Worker, reply: Reply) -> None:
+        """Raises ValueError if the reply does not belong to the decoder's task, and OSError."""
+        if worker.assignment is None or not _is_plausible(reply, worker.assignment.task):
+            if worker.is_ready or reply.status is not Status.READY:
                 raise ValueError(reply)
-            seat.is_ready, self._failures = True, 0
+            worker.is_ready, self._failures = True, 0
             self._warn(reply.text)
-            self._sit(seat)
+            self._add_idle(worker)
             return
-        if reply.verdict is Verdict.OUT_OF_MEMORY:
-            self._end(seat, MEMORY)
+        if reply.status is Status.OUT_OF_MEMORY:
+            self._kill(worker, MEMORY)
             return
-        task = seat.work.task
-        result = seat.decoder.pixels(task.spec) if reply.verdict is Verdict.PIXELS else reply
-        seat.decoder.forget()
-        work = _taken(seat)
-        assert work is not None
-        work.then(result)  # before the decoder takes another: what is counted of this one is over
-        is_broken = reply.verdict in (Verdict.BROKEN, Verdict.MISTAKE)
+        task = worker.assignment.task
+        result = worker.decoder.pixels(task.spec) if reply.status is Status.PIXELS else reply
+        worker.decoder.release_memory()
+        assignment = _take_assignment(worker)
+        assert assignment is not None
+        assignment.on_result(result)  # before the decoder is idle, so that this image is no longer counted
+        is_broken = reply.status in (Status.BROKEN, Status.MISTAKE)
         if is_broken and self._may_replace():
-            self._remove(seat)
-            self._forks.kill(seat.decoder)  # it need not be what it says
+            self._remove(worker)
+            self._forks.kill(worker.decoder)  # a corrupted decoder may not end by itself
             self._add()
         else:
-            seat.has_met_broken |= is_broken
-            self._sit(seat)
+            worker.had_broken_image |= is_broken
+            self._add_idle(worker)
 
-    def _sit(self, seat: Seat) -> None:
-        self._idle.append(seat)
+    def _add_idle(self, worker: Worker) -> None:
+        self._idle.append(worker)
         self._on_idle()
 
     def _warn(self, unconfined: str) -> None:
@@ -273,23 +271,23 @@ class Decoders:
 def _is_plausible(reply: Reply, task: Task) -> bool:
     if reply.key != task.key:
         return False
-    if reply.verdict is Verdict.LARGE:
+    if reply.status is Status.LARGE:
         return task.pixels_now < reply.pixels <= task.max_pixels
-    return reply.verdict is not Verdict.READY
+    return reply.status is not Status.READY
 
 
-def _is_doubtful(seat: Seat, cause: str) -> bool:
-    if cause == FORK_SERVER:  # all ended together
+def _is_retryable(worker: Worker, cause: str) -> bool:
+    if cause == FORK_SERVER:  # all decoders ended together
         return True
-    return seat.images > 1 and (seat.has_met_broken or cause not in MACHINE)
+    return worker.images > 1 and (worker.had_broken_image or cause not in MACHINE_CAUSES)
 
 
-def _taken(seat: Seat) -> Work | None:
-    """What the decoder was at: no longer."""
-    work, seat.work = seat.work, None
-    if work is not None:
-        work.timer.cancel()
-    return work
+def _take_assignment(worker: Worker) -> Assignment | None:
+    """Removes and returns the assignment, and stops its timer."""
+    assignment, worker.assignment = worker.assignment, None
+    if assignment is not None:
+        assignment.timer.cancel()
+    return assignment
 
 
 def _cause(status: int) -> str:

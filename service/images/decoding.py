@@ -1,7 +1,7 @@
-"""What the server and its decoders say to each other: messages of a fixed length, of which nothing is trusted.
+"""The messages between the server and its decoders. They have a fixed length, and the server trusts none of them.
 
-A file's bytes and the pixels do not travel in messages, but in a memory file that each decoder has, where the pixels
-take the place of the bytes.
+A file's bytes and the pixels are not part of a message. Each decoder shares a memory file with the server: the server
+writes the bytes there, and the decoder overwrites them with the pixels.
 """
 
 import struct
@@ -22,20 +22,20 @@ from service.errors import (
 from service.images.shortcuts import Shortcuts
 
 LARGE_PIXELS = 2**22
-"""A picture that claims more waits in a queue of its own."""
+"""A picture whose header claims more is large: it waits in a queue of its own."""
 
 FORK, KILL = 0, 1
-ORDER = struct.Struct("<BI")
+COMMAND = struct.Struct("<BI")
 """To the fork server: FORK (with a socket and a memory file) or KILL, and a decoder's number."""
 ENDED = struct.Struct("<Ii")
-"""From the fork server: a decoder's number, and its wait status, or NOT_STARTED."""
+"""From the fork server: a decoder's number, and its wait status or NOT_STARTED."""
 NOT_STARTED = -1
 
 _TASK = struct.Struct("<QQQQ")
-_MANNER = struct.Struct("<IIIBBB?d")
+_OPTIONS = struct.Struct("<IIIBBB?d")
 _REPLY = struct.Struct("<QBBQ480s224s")
 REPLY_BYTES = _REPLY.size
-TASK_BYTES = _TASK.size + _MANNER.size
+TASK_BYTES = _TASK.size + _OPTIONS.size
 
 _RESIZES: tuple[Literal["crop", "stretch"], ...] = ("crop", "stretch")
 _INTERPOLATIONS: tuple[Literal["nearest", "bilinear", "bicubic", "lanczos"], ...] = (
@@ -55,36 +55,36 @@ _REFUSALS: tuple[type[ServiceError], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One image to decode, whose bytes lie in the memory file."""
+    """One image to decode. Its bytes are in the memory file."""
 
     key: int
-    """A random number, which its reply repeats: a decoder can answer no task that it has not been given."""
+    """A random number that the reply repeats, so that a decoder cannot answer a task that it was not given."""
     data_bytes: int
     max_pixels: int
-    """A picture that claims more is refused."""
+    """A picture whose header claims more is refused."""
     pixels_now: int
-    """One that claims more than this is not decoded yet: `Verdict.LARGE` says how many it claims."""
+    """A picture whose header claims more is not decoded yet: the reply is `Status.LARGE`, with the number of pixels."""
     spec: ImageInput
     shortcuts: Shortcuts
 
     def packed(self) -> bytes:
-        """As a message of TASK_BYTES."""
+        """The task as a message of TASK_BYTES."""
         numbers = _TASK.pack(self.key, self.data_bytes, self.max_pixels, self.pixels_now)
         return numbers + _packed(self.spec, self.shortcuts)
 
     @classmethod
     def unpacked(cls, message: bytes) -> Self:
-        """The task of such a message."""
+        """The task in such a message."""
         key, data_bytes, max_pixels, pixels_now = _TASK.unpack_from(message)
         return cls(key, data_bytes, max_pixels, pixels_now, *_unpacked(message[_TASK.size :]))
 
 
-# A model's images are all decoded in the same manner.
+# The images of one model all have the same options, so these are cached.
 
 
 @lru_cache(maxsize=256)
 def _packed(spec: ImageInput, shortcuts: Shortcuts) -> bytes:
-    return _MANNER.pack(
+    return _OPTIONS.pack(
         spec.height,
         spec.width,
         spec.resize_to or 0,
@@ -97,8 +97,8 @@ def _packed(spec: ImageInput, shortcuts: Shortcuts) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _unpacked(manner: bytes) -> tuple[ImageInput, Shortcuts]:
-    height, width, resize_to, channels, resize, interpolation, simd, margin = _MANNER.unpack(manner)
+def _unpacked(options: bytes) -> tuple[ImageInput, Shortcuts]:
+    height, width, resize_to, channels, resize, interpolation, simd, margin = _OPTIONS.unpack(options)
     spec = ImageInput(
         height=height,
         width=width,
@@ -110,54 +110,54 @@ def _unpacked(manner: bytes) -> tuple[ImageInput, Shortcuts]:
     return spec, Shortcuts(simd=simd, margin=margin)
 
 
-class Verdict(IntEnum):
-    """What became of a task."""
+class Status(IntEnum):
+    """The result of a task."""
 
     READY = 0
-    """Of none yet: the decoder takes tasks from now on."""
+    """Not a result: the decoder has started, and takes tasks from now on."""
     PIXELS = 1
-    """They lie in the memory file."""
+    """The image is decoded, and the pixels are in the memory file."""
     REFUSED = 2
     """The error says why."""
     BROKEN = 3
-    """The same, after native code had met it: nobody knows what it has left behind in the decoder."""
+    """Refused after native code has read it, so that the decoder's memory may be corrupted."""
     LARGE = 4
-    """Nothing yet: it claims `pixels`."""
+    """Not decoded yet: the header claims `pixels`."""
     OUT_OF_MEMORY = 5
     MISTAKE = 6
-    """An error of ours; the text is for the log."""
+    """A bug of this project or of a library; the text is for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A decoder's answer to one task."""
 
-    verdict: Verdict
+    status: Status
     error: ServiceError | None = None
     pixels: int = 0
     text: str = ""
     key: int = 0
-    """The task's; 0 where it answers none."""
+    """The task's key; 0 if the reply belongs to no task."""
 
     def packed(self, key: int = 0) -> bytes:
-        """As a message of REPLY_BYTES that answers the task with this key; a text that is too long is cut off."""
+        """The reply to the task with this key, as a message of REPLY_BYTES. A text that is too long is cut off."""
         kind = _REFUSALS.index(type(self.error)) if self.error else 0
         text, cure = (self.error.message, self.error.cure) if self.error else (self.text, "")
-        return _REPLY.pack(key, self.verdict, kind, self.pixels, text.encode(), cure.encode())
+        return _REPLY.pack(key, self.status, kind, self.pixels, text.encode(), cure.encode())
 
     @classmethod
     def unpacked(cls, message: bytes) -> Self:
-        """The reply of such a message. Raises ValueError where it is none."""
+        """The reply in such a message. Raises ValueError if it is malformed."""
         if len(message) != REPLY_BYTES:
             raise ValueError(f"a reply of {len(message)} bytes")
         key, number, kind, pixels, text, cure = _REPLY.unpack(message)
-        verdict, told = Verdict(number), _text(text)
-        if verdict not in (Verdict.REFUSED, Verdict.BROKEN):
-            return cls(verdict, pixels=pixels, text=told, key=key)
+        status, message_text = Status(number), _text(text)
+        if status not in (Status.REFUSED, Status.BROKEN):
+            return cls(status, pixels=pixels, text=message_text, key=key)
         if kind >= len(_REFUSALS):
             raise ValueError(f"an error of kind {kind}")
-        return cls(verdict, error=_REFUSALS[kind](told, cure=_text(cure) or None), key=key)
+        return cls(status, error=_REFUSALS[kind](message_text, cure=_text(cure) or None), key=key)
 
 
 def _text(padded: bytes) -> str:
-    return padded.rstrip(b"\0").decode(errors="ignore")  # cut off within a letter
+    return padded.rstrip(b"\0").decode(errors="ignore")  # it may be cut off inside a letter

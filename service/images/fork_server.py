@@ -1,4 +1,4 @@
-"""The server's hold on its fork server and on the decoders that it forks (`service/images/decoder.py`)."""
+"""Starts and controls the fork server and its decoders (`service/images/decoder.py`), from within the server."""
 
 import asyncio
 import os
@@ -13,21 +13,24 @@ import numpy as np
 
 from models.inputs import MAX_ITEM_BYTES, ImageInput
 from service.host.child import inherited
-from service.images.decoding import ENDED, FORK, KILL, NOT_STARTED, ORDER, REPLY_BYTES, Reply, Task
+from service.images.decoding import COMMAND, ENDED, FORK, KILL, NOT_STARTED, REPLY_BYTES, Reply, Task
 
 _STOP_SECONDS = 5.0
-_AGAIN_SECONDS = 0.1
-# One thread, so that it can fork; and each decoder is to use one core.
+_RETRY_SECONDS = 0.1
+# The fork server must have one thread to be able to fork, and each decoder should use one core.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-_KEPT_BYTES = 2**20  # of a memory file between two images; what a larger image took goes back
+_KEPT_BYTES = 2**20  # size that a memory file may keep between two images; above that it is given back
 
 
 class NoRoom(Exception):
-    """There is no memory for an image's bytes."""
+    """There is not enough memory for an image's bytes."""
 
 
 class Decoder:
-    """One process that decodes one image at a time. Raises OSError where it has ended, or no descriptor is left."""
+    """The server's end of one decoder process, which decodes one image at a time.
+
+    Its methods raise OSError if the process has ended, or if no descriptor is left.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -40,7 +43,7 @@ class Decoder:
         self.connection.setblocking(False)  # noqa: FBT003 - the standard library's
 
     def begin(self, data: bytes | memoryview, task: Task) -> None:
-        """Hands an image over. Raises NoRoom."""
+        """Sends an image to the decoder. Raises NoRoom."""
         try:
             written = os.pwrite(self.memory, data, 0)
         except OSError as error:
@@ -50,7 +53,7 @@ class Decoder:
         self.connection.send(task.packed())
 
     def reply(self) -> Reply | None:
-        """What it has said; None if it has said nothing. Raises ValueError where that makes no sense."""
+        """The next reply, or None if there is none yet. Raises ValueError if it is malformed."""
         try:
             message = self.connection.recv(REPLY_BYTES + 1)
         except BlockingIOError:
@@ -60,42 +63,45 @@ class Decoder:
         return Reply.unpacked(message)
 
     def pixels(self, spec: ImageInput) -> np.ndarray:
-        """What it has decoded, in memory of our own. Raises ValueError where there is less."""
+        """A copy of the decoded pixels, which the decoder cannot change. Raises ValueError if there are too few."""
         found = np.empty(spec.shape, np.uint8)
         if os.preadv(self.memory, [found], 0) != found.nbytes:  # type: ignore[list-item]  # a buffer
-            raise ValueError("it has fewer pixels than it said")
+            raise ValueError("the decoder wrote too few pixels")
         return found
 
-    def forget(self) -> None:
-        """Gives back the memory that a large image took, and whatever else the decoder has written."""
+    def release_memory(self) -> None:
+        """Gives back the memory of a large image, and of anything else that the decoder has written."""
         if os.fstat(self.memory).st_size > _KEPT_BYTES:
             os.ftruncate(self.memory, 0)
 
     def close(self) -> None:
-        """Lets go of it: it ends when it next waits for an image."""
+        """Closes the descriptors. The process ends when it next waits for an image."""
         self.connection.close()
         self.theirs.close()
         os.close(self.memory)
 
 
 class Forks(Protocol):
-    """What forks decoders. Every method is called on one event loop, and the callbacks come on it."""
+    """Forks decoders. Every method, and every callback, is called on one event loop."""
 
     def start(self, on_ended: Callable[[int, int], None], on_lost: Callable[[], None]) -> None:
-        """Takes orders from now on. `on_ended` hears a decoder's number and wait status; `on_lost`: all are gone."""
+        """Starts it.
+
+        `on_ended` is called with the number and wait status of a decoder that ended; `on_lost` when all have ended.
+        """
 
     def fork(self, decoder: Decoder) -> None:
-        """Starts the decoder's process; when it cannot, `on_ended` hears so."""
+        """Starts the decoder's process. If that fails, `on_ended` is called."""
 
     def kill(self, decoder: Decoder) -> None:
-        """Ends the decoder's process, if it has not ended."""
+        """Kills the decoder's process, if it is still running."""
 
     async def close(self) -> None:
         """Ends every decoder."""
 
 
 class ForkServer:
-    """A child with all that decoding needs imported, which forks decoders within milliseconds."""
+    """A child process that has imported all that decoding needs, so that it forks a decoder within milliseconds."""
 
     def __init__(self, memory_bytes: int, module: str = "service.images.decoder") -> None:
         self._command = ("-m", module)
@@ -103,14 +109,14 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, on_ended: Callable[[int, int], None], on_lost: Callable[[], None]) -> None:
-        """Starts the process; what is ordered meanwhile waits for it. Raises OSError."""
+        """Starts the process. Commands that are sent before it is ready wait in the socket. Raises OSError."""
         self._on_ended, self._on_lost = on_ended, on_lost
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                # By this thread: the kernel ends the child when it ends.
+                # In this thread: the kernel ends the child when the thread ends.
                 self._process = subprocess.Popen(  # noqa: S603 - our own module
-                    # -P: a directory called service where the server was started is not our package
+                    # -P: a directory called service in the working directory must not be imported instead
                     [sys.executable, "-P", *self._command, str(theirs.fileno()), *self._limits],
                     env=inherited(os.environ) | _ENVIRONMENT,
                     stdin=subprocess.DEVNULL,
@@ -124,32 +130,32 @@ class ForkServer:
         self._control = control
         self._control.setblocking(False)  # noqa: FBT003 - the standard library's
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._control, self._hear)
+        self._loop.add_reader(self._control, self._on_readable)
 
     def fork(self, decoder: Decoder) -> None:
-        """Has it forked."""
-        if not self._order(FORK, decoder.number, decoder.theirs.fileno(), decoder.memory):
+        """Asks the fork server for the process."""
+        if not self._send(FORK, decoder.number, decoder.theirs.fileno(), decoder.memory):
             self._loop.call_soon(self._on_ended, decoder.number, NOT_STARTED)
         decoder.theirs.close()
 
     def kill(self, decoder: Decoder) -> None:
-        """Has it killed."""
+        """Asks the fork server to kill the process."""
         self._kill(decoder.number)
 
     def _kill(self, number: int) -> None:
-        if not self._order(KILL, number):
-            self._loop.call_later(_AGAIN_SECONDS, self._kill, number)
+        if not self._send(KILL, number):
+            self._loop.call_later(_RETRY_SECONDS, self._kill, number)
 
-    def _order(self, order: int, number: int, *descriptors: int) -> bool:
-        """Returns whether that was taken: not where more orders wait than the socket holds."""
-        with suppress(OSError):  # it has ended, which is told in its turn
+    def _send(self, command: int, number: int, *descriptors: int) -> bool:
+        """Returns False if the socket is full: the command was not sent."""
+        with suppress(OSError):  # it has ended; `_on_readable` notices that
             try:
-                socket.send_fds(self._control, [ORDER.pack(order, number)], descriptors)
+                socket.send_fds(self._control, [COMMAND.pack(command, number)], descriptors)
             except BlockingIOError:
                 return False
         return True
 
-    def _hear(self) -> None:
+    def _on_readable(self) -> None:
         try:
             message = self._control.recv(ENDED.size)
         except BlockingIOError:
@@ -159,7 +165,7 @@ class ForkServer:
         if message:
             self._on_ended(*ENDED.unpack(message))
         else:
-            process = self._let_go()
+            process = self._disconnect()
             assert process is not None
             process.kill()  # it has ended, or is about to
             process.wait()
@@ -167,14 +173,14 @@ class ForkServer:
             self._on_lost()
 
     def _reap(self, group: int) -> None:
-        """Waits for the decoders of a fork server that has ended, which are ours where we are a container's first."""
+        """Waits for the decoders of a fork server that has ended. This process inherits them if it has PID 1."""
         with suppress(ChildProcessError):
             while os.waitpid(-group, os.WNOHANG) != (0, 0):
                 pass
-            self._loop.call_later(_AGAIN_SECONDS, self._reap, group)
+            self._loop.call_later(_RETRY_SECONDS, self._reap, group)
 
-    def _let_go(self) -> subprocess.Popen[bytes] | None:
-        """Closes our end of the socket, which ends it. Returns what is to be waited for."""
+    def _disconnect(self) -> subprocess.Popen[bytes] | None:
+        """Closes this end of the socket, so that the fork server ends. Returns its process, if it was running."""
         process, self._process = self._process, None
         if process is not None:
             self._loop.remove_reader(self._control)
@@ -182,8 +188,8 @@ class ForkServer:
         return process
 
     async def close(self) -> None:
-        """Ends it and, with it, every decoder."""
-        process = self._let_go()
+        """Ends the fork server and, with it, every decoder."""
+        process = self._disconnect()
         if process is None:
             return
         try:

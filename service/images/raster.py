@@ -1,8 +1,8 @@
-"""Pictures that are decoded and resized with SIMD: as much of Pillow's Image as preprocessing asks for.
+"""Pictures that are decoded and resized with SIMD. They have the methods of Pillow's Image that preprocessing uses.
 
-libjpeg-turbo's own decoder gives the bits that Pillow gives. The resize works with coefficients of 16 bits where Pillow
-has 22: of photographs, 0 to 3 % of the values are 1 of 255 off. It takes less than a third of Pillow's time; decoding
-straight into an array saves another sixth of the whole.
+libjpeg-turbo's own decoder gives the same bits as Pillow. The resize uses coefficients of 16 bits, and Pillow of 22:
+in photographs, 0 to 3 % of the values are 1 of 255 off. It takes less than a third of Pillow's time. Decoding
+straight into an array saves another sixth of the whole time.
 """
 
 from typing import Any, Self
@@ -10,10 +10,12 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from models.pictures import Box
+
 try:
     import simplejpeg
     from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
-except ImportError:  # a platform without their wheels: Pillow does it all
+except ImportError:  # there are no wheels for this platform: Pillow does everything
     IS_AVAILABLE = False
 else:
     IS_AVAILABLE = True
@@ -25,10 +27,9 @@ else:
     }
 
 Array = np.ndarray[Any, Any]
-Box = tuple[float, float, float, float]
 
 _MODES = {1: "L", 3: "RGB"}
-_TURNS = {  # of [height, width, channels], as Pillow names them
+_TURNS = {  # of an array [height, width, channels]; the names are Pillow's
     Image.Transpose.FLIP_LEFT_RIGHT: lambda a: a[:, ::-1],
     Image.Transpose.FLIP_TOP_BOTTOM: lambda a: a[::-1],
     Image.Transpose.ROTATE_90: lambda a: a.swapaxes(0, 1)[::-1],
@@ -40,7 +41,7 @@ _TURNS = {  # of [height, width, channels], as Pillow names them
 
 
 class Raster:
-    """A picture in 8 bits of L or RGB, with those methods of Pillow's Image that preprocessing uses."""
+    """A picture in 8 bits of mode L or RGB, with the methods of Pillow's Image that preprocessing uses."""
 
     def __init__(self, pixels: Array) -> None:
         """`pixels` are uint8 [height, width, channels]."""
@@ -51,7 +52,7 @@ class Raster:
 
     @classmethod
     def of(cls, image: Image.Image) -> Self:
-        """The same picture, of mode L or RGB."""
+        """The same picture as a Raster; its mode must be L or RGB."""
         return cls(np.asarray(image).reshape(image.height, image.width, -1))
 
     def convert(self, mode: str) -> "Raster":
@@ -61,18 +62,18 @@ class Raster:
         )
 
     def crop(self, box: tuple[int, int, int, int]) -> "Raster":
-        """A part of it; unlike Pillow's, within the picture."""
+        """A part of the picture; unlike with Pillow, the box must be within it."""
         left, top, right, bottom = box
         return Raster(self.pixels[top:bottom, left:right])
 
     def transpose(self, method: Image.Transpose) -> "Raster":
-        """Turned or mirrored."""
+        """The picture turned or mirrored."""
         return Raster(_TURNS[method](self.pixels))
 
     def resize(self, size: tuple[int, int], resampling: Image.Resampling, box: Box | None = None) -> "Raster":
-        """The box at another size, by any of Pillow's filters but NEAREST, BOX and HAMMING.
+        """The box at another size, with any of Pillow's filters except NEAREST, BOX and HAMMING.
 
-        Horizontally first, with whole values in between, as Pillow does: at once, the filters would round only once.
+        Horizontally first, and rounded in between, as Pillow does: in a single pass the values would be rounded once.
         """
         x0, y0, x1, y1 = box or (0, 0, *self.size)
         width, height = size
@@ -89,15 +90,15 @@ def _convolved(pixels: Array, size: tuple[int, int], resampling: Image.Resamplin
     source = ImageData(width, height, _PIXELS[channels], pixels.tobytes())
     target = ImageData(*size, _PIXELS[channels])
     crop = CropBox(box[0], box[1], box[2] - box[0], box[3] - box[1])
-    Resizer().resize(source, target, ResizeOptions(_FILTERS[resampling], crop_box=crop))  # lets go of the GIL
+    Resizer().resize(source, target, ResizeOptions(_FILTERS[resampling], crop_box=crop))  # releases the GIL
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
 
 
 def decode_jpeg(body: bytes, size: tuple[int, int], channels: int, reduction: int) -> Raster | None:
-    """The picture of that width and height at 1/reduction (1, 2, 4 or 8), rounded up; lets go of the GIL.
+    """Decodes a JPEG of that width and height at 1/reduction (1, 2, 4 or 8), rounded up. Releases the GIL.
 
-    It must be one that libjpeg-turbo can scale (see `imagefile`). None where libjpeg-turbo has anything to complain of:
-    Pillow is to judge.
+    libjpeg-turbo must be able to scale it (see `containers.scalable`). Returns None if libjpeg-turbo reports an error
+    or a warning: Pillow decides then.
     """
     least = {"min_width": -(-size[0] // reduction), "min_height": -(-size[1] // reduction)}
     try:

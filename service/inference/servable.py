@@ -12,7 +12,7 @@ import numpy as np
 from models.artifact.manifest import Manifest
 from models.inputs import ImageInput
 from service.errors import InvalidInput, ServiceError
-from service.images.decode_pool import Decoded, DecodePool, Job
+from service.images.decode_pool import Decoded, DecodeJob, DecodePool
 from service.inference.batcher import Answer, Batcher, Place
 from service.inference.engine import Engine
 from service.inference.postprocess import Prediction, top_classes
@@ -112,7 +112,7 @@ class Servable:
         usable = [item for item in checked if not isinstance(item, ServiceError)]
         places = self.batcher.expect(len(usable), deadline)
         self._inflight += len(items)
-        jobs: Sequence[Job] = ()
+        jobs: Sequence[DecodeJob] = ()
         try:
             jobs = self._prepare(usable, places)
             answers = await self.batcher.answers(places)
@@ -152,13 +152,13 @@ class Servable:
             return InvalidInput(f"an instance has the shape {shapes}")
         return item
 
-    def _prepare(self, items: Sequence[Item], places: Sequence[Place]) -> Sequence[Job]:
+    def _prepare(self, items: Sequence[Item], places: Sequence[Place]) -> Sequence[DecodeJob]:
         """Numbers join the queue at once, images when they are decoded. Raises QueueFull, ShuttingDown."""
         spec, pairs = self.manifest.spec.input, list(zip(places, items, strict=True))
         if not isinstance(spec, ImageInput):
             self.batcher.enter(*((place, item) for place, item in pairs if not isinstance(item, bytes)))
             return []
-        jobs = [Job(item, spec, self._joining(place)) for place, item in pairs if isinstance(item, bytes)]
+        jobs = [DecodeJob(item, spec, self._joining(place)) for place, item in pairs if isinstance(item, bytes)]
         try:
             self._decoders.put(jobs)
         except ServiceError:

@@ -1,4 +1,4 @@
-"""The items that a lower precision is calibrated on, and others that it is judged on."""
+"""Reads the items that a lower precision is calibrated on, and the held-out items that it is judged on."""
 
 import hashlib
 import math
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models import pictures
 from models.artifact.artifact import NUMBERS_FILE
 from models.errors import ArtifactError
 from models.inputs import ImageInput, Input, NumbersInput
-from models.train import data
 
 Array = NDArray[Any]
 
-ENOUGH = 50  # held-out images speak for themselves; fewer are seen in VIEWS each
+ENOUGH = 50  # so many held-out images are judged on as they are; if there are fewer, each is judged on in VIEWS
 VIEWS = 10
-SIDE = 0.8  # of a view into a corner, of the picture's
-# Of the items; irrational, so that no pattern in their names, such as classes by turns, keeps a class from either side.
+SIDE = 0.8  # share of the picture's sides that a view of a corner has
+# Share of the items. It is irrational, so that no regular order of the classes puts one of them on one side only.
 HELD_OUT = (3 - math.sqrt(5)) / 2
 
 
@@ -32,11 +32,11 @@ class Items:
     calibration: Array
     judged: Array
     images: int
-    """How many images, or rows of numbers, `judged` was made of."""
+    """The number of images, or rows of numbers, behind `judged`."""
 
 
 def read(paths: Sequence[Path], item: Input) -> Items:
-    """Some of the items, evenly spread, are held out; what is there twice counts once. Raises ArtifactError."""
+    """Splits the items; duplicates are left out, and the held-out items are evenly spread. Raises ArtifactError."""
     if not isinstance(item, ImageInput):
         rows = np.unique(_numbers(paths, item), axis=0)
         held = held_out(len(rows))
@@ -50,20 +50,20 @@ def read(paths: Sequence[Path], item: Input) -> Items:
 
 
 def held_out(count: int) -> NDArray[np.bool_]:
-    """Which of so many items are held out."""
+    """A mask over `count` items: True for those that are held out."""
     steps: NDArray[np.float64] = np.floor(np.arange(count + 1) * HELD_OUT + 0.3)
     found: NDArray[np.bool_] = steps[1:] > steps[:-1]
     return found
 
 
-def _stacked(pictures: Sequence[Array], item: ImageInput) -> Array:
-    return np.stack(pictures) if pictures else np.zeros((0, *item.shape), np.uint8)
+def _stacked(views: Sequence[Array], item: ImageInput) -> Array:
+    return np.stack(views) if views else np.zeros((0, *item.shape), np.uint8)
 
 
 def _views(path: Path, item: ImageInput, count: int) -> list[Array]:
-    """The image as the server fits it; then its mirror image, its corners and their mirror images."""
+    """The image as the server fits it, its mirror image, its corners and their mirror images: the first `count`."""
     try:
-        picture = data.picture(path)
+        picture = pictures.read(path)
     except Exception as error:  # broken files make Pillow raise nearly anything
         raise ArtifactError(
             f"calibration image {path.name} cannot be read: {error}", "replace it, or delete it"
@@ -73,7 +73,7 @@ def _views(path: Path, item: ImageInput, count: int) -> list[Array]:
         found += [part, part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
         if len(found) >= count:
             break
-    return [data.pixels(np.asarray(part), item) for part in found[:count]]
+    return [pictures.pixels(part, item) for part in found[:count]]
 
 
 def _parts(picture: Image.Image) -> Iterator[Image.Image]:
@@ -87,8 +87,8 @@ def _parts(picture: Image.Image) -> Iterator[Image.Image]:
 def _numbers(paths: Sequence[Path], item: NumbersInput) -> Array:
     if not paths:
         raise ArtifactError(
-            "numbers have no samples of ours to calibrate and to judge on",
-            f'put rows of yours into calibration/{NUMBERS_FILE}, {{"instances": [[...]]}}, or set precision = "fp32"',
+            "a model of numbers has no built-in samples to calibrate and to judge on",
+            f'put your own rows into calibration/{NUMBERS_FILE}, {{"instances": [[...]]}}, or set precision = "fp32"',
         )
     try:
         return item.read(paths[0].read_bytes())

@@ -1,4 +1,4 @@
-"""Items to try a model on: our photographs, or seeded numbers."""
+"""Items to try a model with: built-in photographs, or random numbers with a fixed seed."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from models.inputs import ImageInput, Input
 
 
 def sample_items(item: Input) -> NDArray[Any]:
-    """Real photographs as the served graph takes them; for numbers, a seeded normal sample."""
+    """The built-in photographs as the served graph takes them; for numbers, a normal sample with a fixed seed."""
     if not isinstance(item, ImageInput):
         return item.samples()
     mode = "RGB" if item.channels == 3 else "L"  # noqa: PLR2004

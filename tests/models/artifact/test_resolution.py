@@ -11,9 +11,6 @@ ROOT = Path(resolution.__file__).parents[2]
 OTHERS = {
     "catalog.py",
     "conversion/events.py",
-    "train/augment.py",
-    "train/digits.py",
-    "train/recipe.py",
 }
 
 

@@ -64,6 +64,7 @@ SLOWEST = {
 }
 
 
+@pytest.mark.no_cover  # coverage makes the parser thirty times slower
 @pytest.mark.parametrize("name", SLOWEST)
 def test_the_worst_that_is_parsed_takes_no_time(name):
     started = time.process_time()

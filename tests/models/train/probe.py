@@ -1,4 +1,4 @@
-"""What one framework's learner does, for comparison with the other's.
+"""Runs the learner of one framework, for comparison with the other.
 
     python -m tests.models.train.probe FRAMEWORK DIRECTORY
 
@@ -38,7 +38,7 @@ class Interrupting(Silent):
 
 
 def untrained(framework, architecture, **options):
-    """A learner of four numbers."""
+    """A learner whose input is four numbers."""
     found = catalog.find(architecture)
     classes = found.num_classes
     spec = Spec(
@@ -54,7 +54,7 @@ def untrained(framework, architecture, **options):
 
 
 def small(framework, architecture, **options):
-    """With the same weights in both frameworks."""
+    """A learner with the same weights in both frameworks."""
     learner = untrained(framework, architecture, **options)
     random = np.random.default_rng(0)
     if framework == "keras":
@@ -85,7 +85,7 @@ def losses(learner, classes):
 
 
 def trained(framework, directory, *, listener=Silent, **options):
-    """Trains, or goes on; the best weights' bytes, or None where it was interrupted."""
+    """Trains or resumes. Returns the bytes of the state and the best weights, or None if it was interrupted."""
     recipe = Recipe(architecture="nin_gray", data="digits", framework=framework, size=72, batch_size=2, **options)
     everything = data.load(recipe)
     few = everything.train.at(np.arange(4))
@@ -123,7 +123,7 @@ def trained(framework, directory, *, listener=Silent, **options):
 
 
 def rates(framework):
-    """Of the dropout layers, where 0.25 was asked for."""
+    """The rates of the dropout layers, if 0.25 is asked for."""
     recipe = Recipe(architecture="nin_gray", data="digits", framework=framework, size=72, dropout=0.25)
     architecture = catalog.find("nin_gray")
     item = find_input(recipe, architecture)

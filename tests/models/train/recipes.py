@@ -1,4 +1,4 @@
-"""Recipes that read the digits: 95 % and more of what was held out, in both frameworks, in minutes on two cores.
+"""Recipes for the digits: 95 % or more of the held-out digits, in both frameworks, within minutes on two cores.
 
     python -m tests.models.train.recipes [NETWORK...] [FRAMEWORK...]
 
@@ -15,7 +15,7 @@ FRAMEWORKS = ("torch", "keras")
 
 LARGE = "--batch-size 32 --shift 0.05 --rotate 10 --zoom 0.1"
 
-# Each at about the least size that the network can be built for.
+# Each has about the smallest size for which the network can be built.
 RECIPES = {
     "mlp_image": "--size 16 --epochs 30",
     "lstm_rows": "--size 16 --epochs 30 --learning-rate 0.005",
@@ -35,7 +35,7 @@ RUN = "import sys; from models.train.__main__ import main; sys.exit(any([main(ea
 
 
 def train(networks, framework, directory):
-    """What each training.json says in the end, by network."""
+    """Trains the networks. Returns the content of each training.json, by network."""
     commands = [
         f"{network} digits --framework {framework} {RECIPES[network]}"
         f" {EXTRAS.get((network, framework), '')} --output {directory / network}"

@@ -1,4 +1,4 @@
-"""Checkpoints: whole, one training at a time, and nothing of them left where there is nothing to go on from."""
+"""Checkpoints are complete, belong to one training at a time, and leave nothing if there is nothing to resume."""
 
 import pytest
 

@@ -1,16 +1,14 @@
-"""Examples: found, checked, split, and shown to the network as the server would."""
-
-import itertools
+"""Examples: how they are found, checked, split and batched."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from models import pictures
 from models.errors import ArtifactError
 from models.inputs import ImageInput, NumbersInput
 from models.train import data
 from models.train.recipe import Recipe
-from service.images.preprocess import decode
 
 RANDOM = np.random.default_rng(0)
 
@@ -31,50 +29,6 @@ def folder(tmp_path):
 
 def recipe(source, **options):
     return Recipe(architecture="lenet5", data=str(source), **options)
-
-
-# Pixels.
-
-
-def pictures():
-    yield "rgb.png", noise(40, 50, 3), {}
-    yield "gray.png", noise(50, 40), {}
-    yield "photo.jpg", noise(33, 57, 3), {"quality": 80}
-    yield "transparent.png", noise(40, 50, 4), {}
-    yield "palette.gif", noise(40, 50, 3).quantize(16), {}
-    yield "two.bmp", noise(40, 50).convert("1"), {}
-    yield "picture.webp", noise(40, 50, 3), {"lossless": True}
-    yield "deep.png", Image.fromarray(RANDOM.integers(0, 2**16, (40, 50), dtype=np.uint16)), {}
-
-
-SPECS = [
-    ImageInput(height=24, width=24, channels=channels, resize=resize, interpolation=interpolation)
-    for channels, resize, interpolation in itertools.product(
-        (1, 3), ("crop", "stretch"), ("nearest", "bilinear", "bicubic", "lanczos")
-    )
-]
-
-
-@pytest.mark.parametrize("picture", list(pictures()), ids=lambda picture: picture[0])
-def test_pixels_are_the_servers(tmp_path, picture):
-    name, image, options = picture
-    image.save(tmp_path / name, **options)
-    content = (tmp_path / name).read_bytes()
-    for spec in SPECS:
-        np.testing.assert_array_equal(data.pixels(tmp_path / name, spec), decode(content, spec, max_pixels=10**6))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_picture_is_the_servers_to_one_step(tmp_path, orientation):
-    """The server turns it when it is small already: what is rounded, is rounded in another order."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = Image.fromarray(np.linspace(0, 255, 40 * 50 * 3).reshape(40, 50, 3).astype(np.uint8))
-    image.save(tmp_path / "turned.png", exif=exif)
-    content = (tmp_path / "turned.png").read_bytes()
-    for spec in SPECS:
-        here = data.pixels(tmp_path / "turned.png", spec).astype(int)
-        assert np.abs(here - decode(content, spec, max_pixels=10**6)).max() <= 1
 
 
 # Finding and splitting.
@@ -138,7 +92,7 @@ def lonely(folder):
 @pytest.mark.parametrize(
     ("harm", "message", "cure"),
     [
-        (empty, "bee holds no image", "put some there"),
+        (empty, "bee contains no image", "put images there"),
         (truncate, r"bee/3\.png cannot be read as an image", "replace it"),
         (rename, r"bee/3\.png cannot be read as an image", "replace it"),
         (lonely, "cannot be split", "add images"),
@@ -208,7 +162,7 @@ def test_what_is_judged_is_shown_in_order_and_unchanged(folder, batches):
     spec = ImageInput(height=8, width=8, channels=1, normalization="tf")
     shown = list(batches(folder, spec, batch_size=2, shift=0.5, flip=True).in_order(examples))
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in shown]), examples.labels)
-    expected = spec.normalized(np.stack([data.pixels(path, spec) for path in examples.items]))
+    expected = spec.normalized(np.stack([pictures.pixels(pictures.read(path), spec) for path in examples.items]))
     np.testing.assert_array_equal(np.concatenate([inputs for inputs, _ in shown]), expected)
 
 

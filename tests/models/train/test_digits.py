@@ -1,4 +1,4 @@
-"""The digits model: what its committed weights can read, and that the committed command makes such weights.
+"""The digits model: the accuracy of its committed weights, and that the committed command produces such weights.
 
 The network was trained with scikit-learn's handwriting alone. The pictures here are others: digits that were held
 out, type and drawn lines, large and small, in both polarities.
@@ -85,7 +85,7 @@ STROKES = {
 
 
 def framed(picture, margin):
-    """Its ink in the middle of a square, with a margin of this share of the ink's longer side."""
+    """Centres the ink in a square, with a margin of this share of the ink's longer side."""
     picture = picture.crop(picture.getbbox())
     side = max(picture.size)
     return ImageOps.expand(ImageOps.pad(picture, (side, side)), round(side * margin))
@@ -132,7 +132,7 @@ def photographed(pages):
         y, x = (np.indices(ink.shape) / page.width) - 0.5
         paper = random.uniform(0.6, 0.95) + random.uniform(-0.25, 0.25) * x + random.uniform(-0.25, 0.25) * y
         light = paper + (random.uniform(0.05, 0.35) - paper) * ink + random.normal(0, 0.04, ink.shape)
-        # Whoever asks gets white on black: both polarities of everything are read.
+        # The result is white on black: the tests read both polarities of everything.
         yield ImageOps.invert(Image.fromarray((light.clip(0, 1) * 255).astype(np.uint8))), label
 
 
@@ -158,7 +158,7 @@ KINDS = {
 
 
 def read(batch, directory, repository=DEFAULT_REPOSITORY):
-    """What the network sees in each of these pixels."""
+    """The network's answer to each of these pictures."""
     pixels, answers = directory / "pixels.npy", directory / "answers.npy"
     np.save(pixels, batch[..., None])
     subprocess.run([sys.executable, "-c", READ, repository, pixels, answers], check=True, capture_output=True)
@@ -166,7 +166,7 @@ def read(batch, directory, repository=DEFAULT_REPOSITORY):
 
 
 def squeezed(pages):
-    """As the server hands them to the graph."""
+    """The pages as the server passes them to the graph."""
     return np.stack([np.asarray(page.convert("L").resize((32, 32), Image.Resampling.BILINEAR)) for page in pages])
 
 
@@ -213,14 +213,14 @@ def test_what_is_held_out_is_a_fifth_of_each_digit():
 
 
 def test_the_committed_command_is_the_default():
-    """Nothing that decides the weights is left out of the command."""
+    """The command contains everything that decides the weights."""
     report = json.loads((VERSION / "training.json").read_text())
     assert report["command"] == "python -m models.train.digits --output models/repository/digits/1"
     assert (report["epochs"], report["seed"]) == (recipe.EPOCHS, 0)
 
 
 def parameters(file):
-    """The arrays in a .keras file, each by its name: the rest of the file tells the time at which it was written."""
+    """The arrays in a .keras file, each by its name: the rest of the file contains the time at which it was written."""
     import h5py
 
     found = {}

@@ -1,4 +1,4 @@
-"""Epochs, with a learner that does as it is told: what is kept, what ends a training, and what goes on."""
+"""The training loop, with a scripted learner: the weights that are kept, the end of a training, and resuming."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from models.errors import ArtifactError
 from models.train.checkpoints import Checkpoints, Epoch, Progress
 from models.train.data import Data, Examples
-from models.train.fit import best, cross_entropy, fit, is_enough, next_learning_rate, probabilities
+from models.train.fit import best, cross_entropy, fit, is_finished, next_learning_rate, probabilities
 from models.train.recipe import Recipe
 
 
@@ -49,12 +49,12 @@ def test_the_rate_falls_on_a_plateau_and_then_waits_again():
 
 def test_it_ends_early_only_where_nothing_improves():
     patient = recipe(epochs=10, patience_epochs=3)
-    assert not is_enough([], patient)
-    assert not is_enough(epochs([5, 4, 3, 2, 1]), patient)
-    assert not is_enough(epochs([1, 2, 2]), patient)
-    assert is_enough(epochs([1, 2, 2, 2]), patient)
-    assert is_enough(epochs([1] * 10), recipe(epochs=10, patience_epochs=0))
-    assert not is_enough(epochs([1] * 9), recipe(epochs=10, patience_epochs=0))
+    assert not is_finished([], patient)
+    assert not is_finished(epochs([5, 4, 3, 2, 1]), patient)
+    assert not is_finished(epochs([1, 2, 2]), patient)
+    assert is_finished(epochs([1, 2, 2, 2]), patient)
+    assert is_finished(epochs([1] * 10), recipe(epochs=10, patience_epochs=0))
+    assert not is_finished(epochs([1] * 9), recipe(epochs=10, patience_epochs=0))
 
 
 def test_probabilities_of_one_and_of_many_outputs():
@@ -65,7 +65,7 @@ def test_probabilities_of_one_and_of_many_outputs():
 
 
 class ScriptedLearner:
-    """Its outputs on the validation examples are those of the script, epoch by epoch; its weights are the epoch."""
+    """Its outputs on the validation examples come from the script, epoch by epoch; its weights are the epoch number."""
 
     weights_file, state_file = "weights.json", "state.json"
 
@@ -152,7 +152,7 @@ def test_what_was_interrupted_goes_on_after_its_last_whole_epoch(tmp_path):
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
 def test_a_loss_that_is_no_number_ends_it(tmp_path, loss):
     checkpoints = Checkpoints(tmp_path / "model")
-    with checkpoints.held(), pytest.raises(ArtifactError, match="no number any more in epoch 1") as caught:
+    with checkpoints.held(), pytest.raises(ArtifactError, match="not a finite number in epoch 1") as caught:
         run(ScriptedLearner([1], loss), checkpoints)
     assert "--learning-rate" in caught.value.cure
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The two learners do the same, and do it again."""
+"""Both learners compute the same, and their results are reproducible."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ FRAMEWORKS = ("torch", "keras")
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What each framework's learner did; see probe.py."""
+    """The results of each framework's learner; see probe.py."""
     found = {}
     for framework in FRAMEWORKS:
         directory = tmp_path_factory.mktemp(framework)

@@ -1,4 +1,4 @@
-"""`menagerie train`, from its options to an answer that is served."""
+"""`menagerie train`, from its options to a served answer."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from tests.models.train.recipes import FRAMEWORKS, QUICK, RECIPES, train
 TRAIN = [sys.executable, "-m", "models.train"]
 
 
-# What goes wrong before a framework is imported.
+# Errors before a framework is imported.
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_name_that_cannot_be_served_is_refused(tmp_path, capsys):
     assert "is no name for a model" in capsys.readouterr().err
 
 
-# Two whole trainings in each framework, and what is made of them.
+# Two complete trainings in each framework, and their results.
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_small_networks_read_the_digits(tmp_path, framework):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("network", RECIPES)
 def test_a_network_reads_the_digits_and_is_served(tmp_path, application, record_property, network, framework):
-    """Over HTTP, every held-out digit: as many are right as by the framework itself."""
+    """Every held-out digit is sent over HTTP: as many answers are right as with the framework itself."""
     told = train([network], framework, tmp_path / "repository")[network]
     check(told)
     held_out = data.load(Recipe.model_validate(told["recipe"])).test

@@ -1,4 +1,4 @@
-"""Versions: whole, and what the service takes them for is what was trained."""
+"""Versions are complete, and the service resolves them to what was trained."""
 
 import pytest
 

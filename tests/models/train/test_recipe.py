@@ -1,4 +1,4 @@
-"""Options: what they default to, and what does not fit together."""
+"""Options: their defaults, and options that contradict each other."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_a_value_that_cannot_be_is_named(option, name):
     ("option", "message"),
     [
         ("--normalization=mine", "'mine' is not one of torch"),
-        ("--test-split=0.9", "leave nothing to learn from"),
+        ("--test-split=0.9", "leave no examples to train on"),
     ],
 )
 def test_values_that_do_not_go_together(option, message):
@@ -83,8 +83,8 @@ def test_digits_are_numbers_where_the_network_takes_numbers():
     ("options", "message", "cure"),
     [
         ({"architecture": "mlp_iris", "data": "photos"}, "takes numbers", "images"),
-        ({"architecture": "mlp_iris", "flip": True}, "no picture to change", "augmentation"),
-        ({"architecture": "mlp_iris", "size": 8}, "no picture to change", "size"),
+        ({"architecture": "mlp_iris", "flip": True}, "no picture to resize", "augmentation"),
+        ({"architecture": "mlp_iris", "size": 8}, "no picture to resize", "size"),
         ({"architecture": "resnet18", "channels": "1"}, "mean has 3 values", "--normalization"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Figures that can be counted by hand, and pictures that open."""
+"""Figures that can be checked by hand, and charts that can be opened."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,6 @@
 """A converting process that misbehaves costs its own load and nothing else."""
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
@@ -16,37 +15,13 @@ from service.errors import ConversionError
 from service.host.child import CHILD_ENVIRONMENT, environment
 from service.repository.repository import Repository
 from tests.models.saved import torch_bytes
+from tests.processes import converting, groups
 from tests.servers import until
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[3]
 LIMITS = {"timeout_seconds": 30, "memory_bytes": 160_000_000, "file_bytes": 300_000_000}
-
-
-def groups():
-    """The process group of every process that runs, by its number; and which are ours."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent, group = stat.read_text().rpartition(")")[2].split()[:3]
-            if state != "Z":
-                found[int(stat.parent.name)] = int(group), int(parent) == os.getpid()
-    return found
-
-
-def converting():
-    """The groups that conversions of this process lead."""
-    leaders = {group for pid, (group, ours) in groups().items() if ours and pid == group}
-    sandbox = b"models.conversion.sandbox"
-    return {leader for leader in leaders if sandbox in command_of(leader)}  # the others decode images
-
-
-def command_of(process):
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:  # it has ended meanwhile
-        return b""
 
 
 def artifact(repository, content):

@@ -1,4 +1,4 @@
-"""The queue before the decoders: what it takes, refuses, drops and in which order; decoders here are threads."""
+"""The queue in front of the decoders: admission, refusal, cancellation and order. Decoders here are threads."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ import pytest
 
 from models.inputs import ImageInput
 from service.errors import ImageTooLarge, QueueFull, ServiceError, ShuttingDown, UndecodableImage
-from service.images.decode_pool import DecodePool, Job
+from service.images.decode_pool import DecodeJob, DecodePool
 from service.images.preprocess import decode
 from tests import images
 from tests.decoders import ThreadForks
@@ -20,7 +20,7 @@ WHOLE = ImageInput(height=64, width=96, resize="stretch")
 
 
 class GatedDecode:
-    """Stands for `decode`: says when it begins, and ends when the test says so."""
+    """A stand-in for `decode` that reports when it begins, and ends when the test opens its gate."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -28,7 +28,7 @@ class GatedDecode:
         self.bodies: list[bytes] = []
 
     def __call__(self, data: bytes, spec: ImageInput, *, max_pixels: int, **_options: object) -> np.ndarray:
-        """A body that begins with a number of megapixels claims so many."""
+        """A body that begins with a number claims that many megapixels."""
         if data[:1].isdigit() and int(data.split()[0]) * 10**6 > max_pixels:
             if data.endswith(b"slow"):
                 self.begun.release()
@@ -66,14 +66,14 @@ def in_pool(scenario, decode=decode, **options: int) -> None:
 
 
 async def decoded_in(pool: DecodePool, body: bytes, spec: ImageInput) -> np.ndarray:
-    """What the pool makes of a body; dropped when the caller is cancelled."""
+    """The pixels that the pool returns for a body. The job is dropped if the caller is cancelled."""
     outcome: asyncio.Future[np.ndarray | ServiceError | None] = asyncio.get_running_loop().create_future()
 
     def settle(found: np.ndarray | ServiceError | None) -> None:
         if not outcome.done():
             outcome.set_result(found)
 
-    job = Job(body, spec, settle)
+    job = DecodeJob(body, spec, settle)
     pool.put([job])
     try:
         found = await outcome
@@ -147,7 +147,7 @@ def test_a_dropped_image_is_not_kept(gated):
         running = started(decoded_in(pool, b"a", WHOLE))
         await gated.wait_begun()
         outcomes: list[object] = []
-        job = Job(b"b", WHOLE, outcomes.append)
+        job = DecodeJob(b"b", WHOLE, outcomes.append)
         pool.put([job])
         pool.drop(job)
         assert (outcomes, job.data) == ([None], b"")
@@ -175,8 +175,8 @@ def test_several_images_are_taken_all_or_none(gated):
     async def scenario(pool: DecodePool) -> None:
         outcomes: asyncio.Queue[object] = asyncio.Queue()
         with pytest.raises(QueueFull):
-            pool.put([Job(bytes([number]), WHOLE, outcomes.put_nowait) for number in range(3)])
-        pool.put([Job(bytes([number]), WHOLE, outcomes.put_nowait) for number in range(2)])
+            pool.put([DecodeJob(bytes([number]), WHOLE, outcomes.put_nowait) for number in range(3)])
+        pool.put([DecodeJob(bytes([number]), WHOLE, outcomes.put_nowait) for number in range(2)])
         gated.gate.set()
         for _ in range(2):
             await asyncio.wait_for(outcomes.get(), 10)
@@ -245,7 +245,7 @@ def test_a_pool_takes_nothing_before_it_is_started():
 
 
 def test_large_pictures_leave_a_decoder_to_small_ones(gated):
-    """Two of three decoders are at large pictures, and a third waits; a small one that came later is decoded."""
+    """Two of three decoders have large pictures, and a third one waits; a small one that came later is decoded."""
 
     async def scenario(pool: DecodePool) -> None:
         large = [started(decoded_in(pool, b"20 %d" % number, WHOLE)) for number in range(3)]
@@ -287,10 +287,10 @@ def test_a_large_picture_is_decoded_whatever_the_budget(gated):
 def test_a_large_picture_that_nobody_wants_any_more_is_not_decoded(gated):
     async def scenario(pool: DecodePool) -> None:
         outcomes: list[object] = []
-        large = Job(b"30 slow", WHOLE, outcomes.append)
+        large = DecodeJob(b"30 slow", WHOLE, outcomes.append)
         pool.put([large])
         await gated.wait_begun()
-        pool.drop(large)  # while a decoder looks at its header
+        pool.drop(large)  # while a decoder reads its header
         gated.gate.set()
         await decoded_in(pool, b"b", WHOLE)
         assert outcomes == [None]

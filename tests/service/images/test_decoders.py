@@ -1,4 +1,4 @@
-"""Decoders as processes: what they may not do, and that whoever's image ends one costs nobody else an answer."""
+"""Decoder processes: their confinement, and that an image that ends one costs no other request its answer."""
 
 import asyncio
 import errno
@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from models.inputs import ImageInput
 from service.bench.server import children
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, UndecodableImage
-from service.images.decode_pool import DecodePool, Job
+from service.images.decode_pool import DecodeJob, DecodePool
 from service.images.fork_server import ForkServer
 from service.images.preprocess import decode
 from service.images.shortcuts import EXACT, Shortcuts
@@ -35,7 +35,7 @@ EXPECTED = decode(SAMPLE, SPEC, max_pixels=MAX_PIXELS)
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
-    """A fork server finds its module without the directory in which it is started."""
+    """A fork server does not search the working directory for its module."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
 
 
@@ -52,14 +52,14 @@ def pool_of(module="tests.decoders", decoders=2, timeout_seconds=60.0, shortcuts
 
 
 def with_pool(scenario, **options):
-    """Runs `scenario(pool, decoded)`; no process and no descriptor is left of it."""
+    """Runs `scenario(pool, decoded)`, and checks that it leaves no process and no descriptor behind."""
 
     async def run():
         pool = pool_of(**options)
 
         def decoded(body, spec=SPEC):
             future = asyncio.get_running_loop().create_future()
-            pool.put([Job(body, spec, future.set_result)])
+            pool.put([DecodeJob(body, spec, future.set_result)])
             return future
 
         pool.start()
@@ -80,9 +80,13 @@ def child_processes(process):
     return set(children(process))
 
 
+def fork_servers():
+    return [each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each)]
+
+
 def decoders_of(pool):
-    """The processes of its decoders."""
-    (fork_server,) = (each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each))
+    """The processes of the pool's decoders."""
+    (fork_server,) = fork_servers()
     return child_processes(fork_server)
 
 
@@ -101,7 +105,7 @@ def deaths(cause):
 
 
 def test_decoders_decode_as_decode_does():
-    """Every kind of file, with each of the shortcuts; errors too."""
+    """Every kind of file and error, with each of the shortcuts."""
     bodies = [
         SAMPLE,
         images.jpeg(images.gradient().convert("CMYK")),
@@ -113,7 +117,7 @@ def test_decoders_decode_as_decode_does():
         images.bmp(images.gradient()),
         images.photograph("rocket.jpg").read_bytes(),
         images.photograph("camera.png").read_bytes(),
-        images.jpeg(images.noise(3000, 1500)),  # large: it is looked at twice
+        images.jpeg(images.noise(3000, 1500)),  # large: it is decoded at the second attempt
         b"",
         b"text",
         SAMPLE[:300],
@@ -183,12 +187,12 @@ def test_an_image_that_ends_its_decoder_is_refused_alone_and_once(name):
 
     before = deaths(name)
     with_pool(scenario)
-    # A fresh decoder has the last word, because the first may have died of an image before. The kernel's kill is none.
+    # A fresh decoder gets a second try, because the first may have died of an earlier image; but not after SIGKILL.
     assert deaths(name) - before in ({1} if name == "SIGKILL" else {1, 2})
 
 
 def test_an_image_is_not_to_blame_for_what_one_before_left_behind():
-    """A decoder that dies of the image before: those that it takes along are decoded, and not refused later."""
+    """A decoder dies of an earlier image: the images that are lost with it are decoded, and not refused later."""
 
     async def scenario(_, decoded):
         for number in range(10):
@@ -202,7 +206,7 @@ def test_an_image_is_not_to_blame_for_what_one_before_left_behind():
 
 
 def test_an_image_is_not_to_blame_for_a_decoder_that_only_pretended_to_be_done():
-    """More of them than are replaced in a second: the next image waits in vain, and is given to another decoder."""
+    """There are more than are replaced in a second: the next image times out, and is given to another decoder."""
 
     async def scenario(_, decoded):
         for number in range(15):
@@ -249,7 +253,7 @@ def test_a_decoder_that_lies_harms_nobody_else(what):
 
 
 def test_decoders_that_all_lie_harm_nobody_else():
-    """An image may meet one that lies twice in a row, and is not to blame."""
+    """An image may be given to two lying decoders in a row, and is not to blame."""
 
     async def scenario(_, decoded):
         for number in range(20):
@@ -261,7 +265,7 @@ def test_decoders_that_all_lie_harm_nobody_else():
 
 
 def test_a_broken_image_has_a_decoder_of_its_own():
-    """What it may have left behind in the decoder's memory meets no other image."""
+    """It may have corrupted the decoder's memory, so no other image is decoded there."""
 
     async def scenario(pool, decoded):
         await asyncio.gather(*(decoded(SAMPLE) for _ in range(8)))
@@ -287,13 +291,13 @@ def test_a_decoder_that_pretends_is_ended_and_leaves_nothing():
 
 
 def test_many_broken_images_do_not_cost_a_decoder_each():
-    """A process each would cost fifteen times what a sound image does: few clients could take all of decoding."""
+    """A new process costs fifteen times as much as a sound image: a few clients could use up all decoders."""
 
     async def scenario(pool, decoded):
         numbers = set()
         for number in range(100):
             assert isinstance(await decoded(marked(SAMPLE, f"broken|{number}")), UndecodableImage)
-            numbers |= set(pool._decoders._seats)
+            numbers |= set(pool._decoders._workers)
         assert 2 < len(numbers) < 60  # ten at once, and ten a second
 
     with_pool(scenario)
@@ -303,7 +307,7 @@ def test_what_a_decoder_writes_goes_with_its_image():
     async def scenario(pool, decoded):
         await decoded(marked(SAMPLE, "scribble"))
         await decoded(SAMPLE)
-        sizes = [os.fstat(seat.decoder.memory).st_size for seat in pool._decoders._seats.values()]
+        sizes = [os.fstat(worker.decoder.memory).st_size for worker in pool._decoders._workers.values()]
         assert max(sizes) <= 2**20
 
     with_pool(scenario)
@@ -323,7 +327,7 @@ def test_an_image_that_memory_has_no_room_for_is_told_to_come_back(monkeypatch):
 
 
 def test_what_no_codec_has_met_costs_no_decoder():
-    """An attack with files that are refused by their structure would else cost a process each."""
+    """Otherwise an attacker could cost the server a process with each file that its structure gives away."""
 
     async def scenario(pool, decoded):
         await asyncio.gather(*(decoded(SAMPLE) for _ in range(8)))
@@ -358,7 +362,8 @@ def test_a_fork_server_that_is_killed_is_replaced_and_waiting_images_are_decoded
     async def scenario(pool, decoded):
         await decoded(SAMPLE)
         for _ in range(4):
-            (fork_server,) = (each for each in child_processes(os.getpid()) if b"tests.decoders" in command(each))
+            await asyncio.to_thread(until, fork_servers)  # a decoder may still answer after its fork server has ended
+            (fork_server,) = fork_servers()
             os.kill(fork_server, signal.SIGKILL)
             results = await asyncio.wait_for(asyncio.gather(*(decoded(SAMPLE) for _ in range(20))), 60)
             assert all(np.array_equal(each, EXPECTED) for each in results)
@@ -400,7 +405,7 @@ def test_a_fork_server_that_cannot_be_started_is_tried_again(monkeypatch):
 
 
 def test_signals_of_the_group_do_not_end_decoders():
-    """A service manager may send SIGTERM to all processes; the server's last images are still to be decoded."""
+    """A service manager may send SIGTERM to all processes while the server's last images are not decoded yet."""
 
     async def scenario(pool, decoded):
         await asyncio.gather(*(decoded(SAMPLE) for _ in range(4)))

@@ -1,4 +1,4 @@
-"""preprocess.py: what comes out of every kind of file, and that nothing but pixels or a ServiceError ever does."""
+"""The pixels of every kind of file, and that a hostile file gives pixels or a ServiceError, and nothing else."""
 
 import math
 import struct
@@ -25,17 +25,18 @@ from service.errors import (
     UnsupportedAspectRatio,
     UnsupportedImage,
 )
-from service.images import imagefile, raster
+from service.images import containers, imagefile, raster
 from service.images.preprocess import decode
 from service.images.raster import Raster
 from service.images.shortcuts import EXACT, Shortcuts
 from tests import images
+from tests.torchvision_pixels import reference
 
 MAX_PIXELS = 40_000_000
 SIMD = Shortcuts(simd=True, margin=0)
 SMOOTH = ("bilinear", "bicubic", "lanczos")
 FILTERS = ("nearest", *SMOOTH)
-# A file that is decoded at its own size: what is decoded is what comes out.
+# The size of the samples, so that their pixels are not resized.
 WHOLE = ImageInput(height=64, width=96, resize="stretch")
 
 
@@ -48,12 +49,12 @@ def outcome(body: bytes, spec: ImageInput, shortcuts: Shortcuts) -> np.ndarray |
 
 
 def pixels(body: bytes, spec: ImageInput) -> np.ndarray:
-    """What Pillow alone makes of it. Whatever that is, the shortcut with SIMD gives the same, error or pixels."""
+    """The pixels by Pillow alone. Checks that the SIMD shortcut gives the same pixels, or the same error."""
     exact, quick = outcome(body, spec, EXACT), outcome(body, spec, SIMD)
     if isinstance(exact, ServiceError):
         assert (type(quick), quick.message) == (type(exact), exact.message)
         raise exact
-    # Pillow 13 may go vertically first through a whole picture, and where a filter overshoots that shows.
+    # Pillow 13 may go vertically first through a whole picture, which matters if a filter overshoots.
     if not (spec.resize == "stretch" and spec.interpolation in {"bicubic", "lanczos"}):
         assert worst(quick, exact) <= (0 if spec.interpolation == "nearest" else 2)
     return exact
@@ -63,18 +64,8 @@ def at_own_size(body: bytes, size: tuple[int, int] = (96, 64), channels: int = 3
     return pixels(body, ImageInput(height=size[1], width=size[0], channels=channels, resize="stretch"))
 
 
-def reference(image: Image.Image, spec: ImageInput) -> np.ndarray:
-    """The picture as torchvision fits it."""
-    mode = transforms.InterpolationMode(spec.interpolation)
-    steps = [transforms.Resize(spec.shorter_side, mode), transforms.CenterCrop((spec.height, spec.width))]
-    if spec.resize == "stretch":
-        steps = [transforms.Resize((spec.height, spec.width), mode)]
-    fitted = transforms.Compose(steps)(image.convert("L" if spec.channels == 1 else "RGB"))
-    return np.asarray(fitted).astype(int).reshape(spec.shape)
-
-
 def horizontal_first(image: Image.Image, spec: ImageInput) -> np.ndarray:
-    """The same by two resizes of one direction each: Pillow before 13, which never took the vertical one first."""
+    """The same by a horizontal and then a vertical resize, as Pillow did before 13."""
     resampling = Image.Resampling[spec.interpolation.upper()]
     short, long = spec.shorter_side, int(spec.shorter_side * max(image.size) / min(image.size))
     width, height = (short, long) if image.width <= image.height else (long, short)
@@ -89,13 +80,13 @@ def worst(ours: np.ndarray, theirs: np.ndarray) -> int:
 
 
 def fits(ours: np.ndarray, theirs: np.ndarray, interpolation: str) -> bool:
-    """Whether the two are as near as `decode` promises: the bilinear filter may be 2 off in a value of ten thousand."""
+    """Whether the two are as close as `decode` promises. With the bilinear filter, a value in 10,000 may be 2 off."""
     allowed = {"nearest": 0, "bilinear": 2}.get(interpolation, 1)
     return worst(ours, theirs) <= allowed and (np.abs(ours - theirs) > 1).mean() <= 1e-4
 
 
 def answer(body: bytes) -> np.ndarray | ServiceError:
-    """What comes of a hostile body; any exception but a ServiceError fails the test."""
+    """The pixels or the ServiceError of a hostile body; any other exception fails the test."""
     try:
         return pixels(body, ImageInput(height=16, width=16))
     except ServiceError as error:
@@ -151,7 +142,7 @@ def test_a_crop_is_one_of_255_off_at_most(width, height, crop, interpolation, se
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(st.integers(1, 100), st.integers(1, 100), crops(), st.integers(0, 9))
 def test_a_bilinear_crop_is_two_of_255_off_at_most(width, height, crop, seed):
-    # One, but for the order of Pillow's two passes, where noise makes both round the other way.
+    # It would be one, but the order of Pillow's two passes differs, and with noise both may round the other way.
     image = images.noise(width, height, seed=seed)
     spec = ImageInput(interpolation="bilinear", **crop)
     difference = np.abs(pixels(images.bmp(image), spec) - reference(image, spec))
@@ -162,7 +153,7 @@ def test_a_bilinear_crop_is_two_of_255_off_at_most(width, height, crop, seed):
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(st.integers(1, 100), st.integers(1, 100), crops())
 def test_the_nearest_pixels_are_torchvisions(width, height, crop):
-    # No pixel equals another, so that this is the test of the arithmetic: sizes, corners, and how halves are rounded.
+    # No two pixels are equal, so this tests the arithmetic: sizes, corners, and how halves are rounded.
     image = Image.fromarray(
         np.arange(width * height * 3, dtype=np.uint32).view(np.uint8).reshape(height, -1, 12)[..., :3]
     )
@@ -218,7 +209,7 @@ def test_threads_may_decode_the_same_bytes():
 
 
 def jpegs() -> dict[str, bytes]:
-    """A photograph as every kind of JPEG that libjpeg-turbo tells apart, at sizes that fill no block."""
+    """A photograph as every kind of JPEG that libjpeg-turbo distinguishes, at sizes that are no multiple of a block."""
     photograph = Image.open(images.photograph("chelsea.png")).convert("RGB").resize((237, 161))
     gray = photograph.convert("L")
     found = {f"quality {quality}": images.jpeg(photograph, quality=quality) for quality in (1, 30, 75, 100)}
@@ -267,7 +258,7 @@ for side in (256, 512, 2048):
 
 @pytest.mark.parametrize("way", ["simd", "pillow"])
 def test_what_libjpeg_turbo_cannot_scale_is_decoded_in_full(way):
-    """Asked for a smaller scale, simplejpeg and Pillow wrote all of it into a smaller buffer: the process ended."""
+    """Asked for a smaller scale, simplejpeg and Pillow wrote the whole picture into a smaller buffer and crashed."""
     done = subprocess.run([sys.executable, "-c", LOSSLESS, way], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "128 128\n" * 3), done.stderr
 
@@ -288,7 +279,7 @@ def test_what_libjpeg_turbo_cannot_scale_is_decoded_in_full(way):
     ],
 )
 def test_which_jpegs_libjpeg_turbo_can_scale(frame, scalable):
-    assert imagefile._scalable(frame) == scalable
+    assert containers.scalable(frame) == scalable
 
 
 def test_a_jpeg_of_a_subsampling_that_simplejpeg_has_no_name_for_is_decoded():
@@ -308,8 +299,8 @@ def test_pillow_judges_what_libjpeg_turbo_complains_of(kind):
         "YCCK": images.ycck_jpeg(images.noise(64, 48)),
         "extraneous bytes": sound[:-2] + bytes(50) + sound[-2:],
     }[kind]
-    stripped = imagefile._read_jpeg(body)
-    scalable = imagefile._scalable(stripped.frame)
+    stripped = containers.strip_jpeg(body)
+    scalable = containers.scalable(stripped.frame)
     assert scalable is None or raster.decode_jpeg(stripped.body, *scalable, 1) is None
     assert decoded(body, simd=True).shape == (48, 64, 3)
     pixels(body, ImageInput(height=20, width=20))
@@ -328,7 +319,7 @@ def test_on_photographs_simd_is_nearly_never_off(name, interpolation):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("resize", ["crop", "stretch"])
 def test_a_reduced_photograph_is_where_the_full_one_is(resize, orientation, simd):
-    # A ramp: were the reduced picture anywhere else by a twentieth of a pixel, every value would show it.
+    # A ramp: if the reduced picture were shifted by a twentieth of a pixel, every value would differ.
     upright = images.gradient(1003, 805)
     body = images.jpeg(images.turned(upright, orientation), quality=100, exif=images.exif(orientation))
     spec = ImageInput(height=40, width=60, resize=resize)
@@ -587,7 +578,7 @@ def test_the_first_frame_is_the_picture(kind):
     assert worst(ours, np.asarray(first).astype(int)) <= 3
 
 
-# What is refused.
+# Refused files.
 
 
 @pytest.mark.parametrize("body", [b"", memoryview(b"")])
@@ -704,16 +695,16 @@ def test_a_baseline_jpeg_may_not_repeat_its_scans_either():
     "disguise", [b"\xff\xd0\0\x80", b"\xff\xd9\0\x80", b"\xff\x01\0\x80", b"\xff\xe0\0\0", b"\xff\xe0\0\1"]
 )
 def test_metadata_is_not_hidden_behind_a_marker_of_no_length(disguise):
-    # Whoever takes the two bytes after a bare marker for a length skips what Pillow then reads.
+    # A parser that takes the two bytes after a bare marker for a length skips metadata that Pillow then reads.
     body = images.jpeg(images.gradient(), exif=images.exif(6))
     try:
-        alone, *_ = imagefile._read_jpeg(body[:2] + disguise + body[2:])
+        alone, *_ = containers.strip_jpeg(body[:2] + disguise + body[2:])
     except ValueError:
         return
     assert b"Exif" not in alone
 
 
-# What is broken.
+# Broken files.
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -753,7 +744,7 @@ def test_a_file_cut_anywhere(kind):
 def test_flipped_bytes_give_pixels_or_an_error(kind, flips):
     body = bytearray(SAMPLES[kind])
     for at, value in flips:
-        # Half of the flips go into the first hundred bytes, where the structure is.
+        # Half of the flips are in the first hundred bytes, which contain the structure.
         body[(at % 100 if at % 2 else at) % len(body)] = value
     result = answer(bytes(body))
     assert isinstance(result, ServiceError) or result.shape == (16, 16, 3)

@@ -1,8 +1,8 @@
-"""What is remembered of images that ended a decoder, and for how long."""
+"""Images that ended a decoder are remembered, and for how long."""
 
 import hashlib
 
-from service.images.quarantine import MOST, Quarantine
+from service.images.quarantine import MAX_IMAGES, Quarantine
 
 
 class Clock:
@@ -35,7 +35,7 @@ def test_an_image_is_forgotten_after_its_time():
 
 def test_the_oldest_go_when_there_are_too_many():
     quarantine = Quarantine()
-    for number in range(MOST + 5):
+    for number in range(MAX_IMAGES + 5):
         quarantine.add(number.to_bytes(4, "big"), "SIGSEGV", 60)
-    known = [quarantine.cause(number.to_bytes(4, "big")) is not None for number in range(MOST + 5)]
-    assert known == [False] * 5 + [True] * MOST
+    known = [quarantine.cause(number.to_bytes(4, "big")) is not None for number in range(MAX_IMAGES + 5)]
+    assert known == [False] * 5 + [True] * MAX_IMAGES

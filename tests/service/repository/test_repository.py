@@ -107,7 +107,7 @@ def test_versions_are_the_latest_all_or_those_named(iris):
         ('architecture = "lenet5"\n[input]\nnormalization = "x"', "normalization 'x' is not one of", "README"),
         ('architecture = "lenet5"\n[input]\nmean = [1.0, 2.0]', "mean has 2 values", "README"),
         ('architecture = "lenet5"\n[input]\nresize_to = 8', "resize_to = 8 is smaller", "README"),
-        ('architecture = "lenet5"\n[input]\nnormalization = "tf"\nmean = [0.5]', "stands for mean too", "README"),
+        ('architecture = "lenet5"\n[input]\nnormalization = "tf"\nmean = [0.5]', "already sets mean", "README"),
         ('architecture = "mlp_iris"\n[batching]\nmax_batch_size = 1025', "batching.max_batch_size", "README"),
         ('architecture = "mlp_iris"\nweights = "other.pth"', "no file 'other.pth'", "correct weights"),
         ('architecture = "mlp_iris"\nweights = "../../etc"', "outside", "inside"),

@@ -1,4 +1,4 @@
-"""Lower precision: graphs that agree are served, others are not, and the reason is told."""
+"""Lower precision: graphs that agree are served, others are refused with a reason."""
 
 import json
 from collections import Counter
@@ -52,7 +52,7 @@ def photograph(path, tint, seed):
 
 
 def darken(path, index):
-    """Black, but for a pixel that makes it another file."""
+    """Makes an image black, except for a pixel that makes its file unique."""
     black = Image.new("RGB", (20, 24))
     black.putpixel((0, 0), (int(index), 0, 0))
     black.save(path)
@@ -60,7 +60,7 @@ def darken(path, index):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Makes calibration folders: so many images, of a tint by turns."""
+    """Makes calibration folders with `count` images, whose tints alternate."""
 
     def make(count, tints=TINTS):
         folder = tmp_path / "model" / "calibration"
@@ -79,7 +79,7 @@ def chosen(network, spec):
 
 
 def layers(width, scale=1.0):
-    """Two convolutions and what follows, but for the last layer; each channel of the first has another range."""
+    """Two convolutions and their activations, without a last layer; each channel of the first has another range."""
     rng = np.random.default_rng(0)
     first = rng.normal(0, 0.3, (width, 3, 3, 3)) * np.geomspace(0.01, 1, width).reshape(-1, 1, 1, 1)
     second = rng.normal(0, 0.1, (width, width, 3, 3))
@@ -96,7 +96,7 @@ def layers(width, scale=1.0):
 
 
 def colours(width=16, scale=1.0):
-    """A network that tells tints apart: its last layer is fitted to the features of the two convolutions."""
+    """A network that distinguishes tints: its last layer is fitted to the features of the two convolutions."""
     nodes, weights = layers(width, scale)
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 16])
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", width])
@@ -107,7 +107,7 @@ def colours(width=16, scale=1.0):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": export.network_input(spec_of("fp32"), pixels.astype(np.uint8))})
     wanted = np.repeat(np.eye(3) * 8 - 4, 20, 0)
-    # Of small weights, as trained ones are: an exact fit would magnify every rounding.
+    # The weights are kept small, like trained ones: an exact fit would magnify every rounding.
     scaled = found / scale
     fitted = np.linalg.solve(scaled.T @ scaled + 1e-2 * np.eye(width), scaled.T @ wanted) / scale
     weights.append(numpy_helper.from_array(fitted.astype(np.float32), "last"))
@@ -205,7 +205,7 @@ def test_auto_takes_int8_that_agrees_and_is_faster(fp32, photographs, monkeypatc
 
 
 def test_auto_keeps_fp32_where_int8_is_not_faster(photographs):
-    """Measured: of so small a network the conversions to and fro take longer than they spare."""
+    """In so small a network the conversions to and from int8 take longer than int8 saves."""
     small = colours(width=2)
     found = choose(small, spec_of("auto"), photographs(60))
     int8, fp16 = found.choice.trials
@@ -259,7 +259,7 @@ def test_answers_beyond_the_range_of_fp16_are_refused(photographs):
 
 
 def numbers_network(hidden):
-    """Which of three numbers is the largest; with a hidden layer, in which each of them stands, or without."""
+    """A network that finds the largest of three numbers, with or without a hidden layer."""
     spec = spec_of("fp32", input=NumbersInput(shape=(3,)))
     source = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])
     answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["batch", 3])
@@ -272,7 +272,7 @@ def numbers_network(hidden):
 
 def test_numbers_are_judged_on_rows_of_their_owner_alone(tmp_path):
     item = NumbersInput(shape=(3,))
-    with pytest.raises(ArtifactError, match="no samples of ours") as caught:
+    with pytest.raises(ArtifactError, match="no built-in samples") as caught:
         choose(numbers_network(hidden=True), spec_of("int8", input=item), find_calibration(tmp_path, item))
     assert "inputs.json" in caught.value.cure
     found = choose(numbers_network(hidden=True), spec_of("auto", input=item), ())
