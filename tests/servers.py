@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import httpx2
+import psutil
 
-from service.bench.server import Served, descendants
+from service.bench.server import Served
 
 
 def until(condition, seconds=60):
@@ -57,7 +58,7 @@ class ServerProcess:
 
     def children(self):
         """The numbers of the processes that it started and that run: the fork server, decoders, converters."""
-        return [process for process in descendants(self.process.pid) if process != self.process.pid]
+        return [each.pid for each in psutil.Process(self.process.pid).children(recursive=True)]
 
     def converters(self):
         """Those that read weights."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
 
-from models import machine
+from models import hardware
 from models.architecture import Architecture
 from models.artifact import formats, toml_file
 from models.artifact.artifact import CALIBRATION_DIRECTORY, NUMBERS_FILE, SAMPLES, Artifact, Draft, ModelConfig, Spec
@@ -22,9 +22,10 @@ MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and 
 _CONVERTER = (
     "architecture.py",
     "errors.py",
+    "hardware.py",
     "inputs.py",
-    "machine.py",
     "outputs.py",
+    "process.py",
     "artifact/*.py",
     "conversion/convert.py",
     "conversion/graph/*.py",
@@ -199,7 +200,7 @@ def fingerprint(spec: Spec | Draft, weights: Path, sources: Iterable[Path]) -> s
     """SHA-256 over everything of this project and its user that decides the published files."""
     digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
     if spec.precision != "fp32":  # elsewhere another one may be right
-        digest.update(json.dumps([machine.int8_saturates(), machine.has_gpu()]).encode())
+        digest.update(json.dumps([hardware.int8_saturates(), hardware.has_gpu()]).encode())
     parts = formats.parts(weights)
     if parts != [weights]:  # of several files the names matter too
         digest.update(json.dumps([str(path.relative_to(weights.parent)) for path in parts]).encode())

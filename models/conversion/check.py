@@ -7,10 +7,9 @@ lines of JSON to standard output: `{"step": NAME}` as each step begins, then `{"
 `{"failed": STEP, "reason": TEXT, "cure": TEXT}`. It ends with code 0 where the version is what its manifest says.
 """
 
-import resource
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from models.artifact.manifest import PUBLISH_AGAIN, read_published
 from models.conversion.events import Events
 from models.conversion.graph.runtime import session_options
 from models.conversion.graph.sample_items import sample_items
+from models.conversion.sandbox import limit_memory
 from models.errors import ArtifactError, first_line
 from models.inputs import Frozen, ImageInput
-from models.machine import resident_bytes
+from models.process import peak_resident_bytes, resident_bytes
 
 STEPS = ("read", "open", "run")
 _ANSWER = "probabilities"  # the output that is served
@@ -53,7 +53,7 @@ class Found(Frozen):
 
 def check(job: Job, step: Callable[[str], AbstractContextManager[None]]) -> Found:
     """Opens and runs the version as the server does. Raises ArtifactError, MemoryError, OSError, ValidationError."""
-    before, _ = resident_bytes()
+    before = resident_bytes()
     with step("read"):
         try:
             manifest, content = read_published(job.directory)
@@ -73,18 +73,7 @@ def check(job: Job, step: Callable[[str], AbstractContextManager[None]]) -> Foun
         items = sample_items(manifest.spec.input)
         for size in job.batches:
             _check_answers(session, items.take(range(size), axis=0, mode="wrap"), manifest.spec)
-    _, most = resident_bytes()
-    return Found(opened_bytes=max(0, most - before))
-
-
-def _limit_memory(more: int) -> None:
-    """No more addresses than these: an allocation beyond them fails at once, before it takes the machine's memory."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    except OSError:  # not Linux: the parent watches too
-        return
-    most, hard = pages * resource.getpagesize() + more + _SPARE_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    return Found(opened_bytes=max(0, peak_resident_bytes() - before))
 
 
 def _check_ends(session: Any, spec: Spec) -> None:
@@ -134,7 +123,9 @@ def main() -> int:
 
     def run() -> None:
         job = Job.model_validate_json(sys.stdin.read())
-        _limit_memory(job.memory_bytes)
+        # An allocation beyond the limit fails at once, before it takes the machine's memory.
+        with suppress(OSError):  # not Linux: the parent process watches too
+            limit_memory(job.memory_bytes + _SPARE_BYTES)
         events.tell(result=check(job, events.step).model_dump_json())
 
     return events.run(run, framework=lambda: "published")

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from models import catalog, machine
+from models import catalog
 from models.architecture import Architecture
 from models.artifact import formats
 from models.artifact.artifact import Artifact, Draft, Spec
@@ -26,6 +26,7 @@ from models.conversion.events import Events
 from models.conversion.readers import weights, whole
 from models.errors import ArtifactError
 from models.inputs import Frozen
+from models.process import peak_resident_bytes
 
 STEPS = ("build", "load", "export", "join", "compare", "publish")
 PRODUCERS = {
@@ -92,7 +93,7 @@ class Conversion:
                 opset=found.opset,
                 producers={name: metadata.version(name) for name in PRODUCERS[spec.framework]},
                 seconds=self.seconds,
-                peak_memory_bytes=machine.resident_bytes()[1],
+                peak_memory_bytes=peak_resident_bytes(),
             )
             self.directory.mkdir()
             (self.directory / ONNX_FILE).write_bytes(found.content)

@@ -161,7 +161,7 @@ def confine_decoder(memory_bytes: int, file_bytes: int) -> list[str]:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     return _missing(
         {
-            "memory": lambda: _limit_memory(memory_bytes),
+            "memory": lambda: limit_memory(memory_bytes),
             "files": lambda: _landlock(_writes() | _READS),
             "system calls": lambda: _filter_system_calls(decoder_program(platform.machine(), os.getpid())),
         }
@@ -179,7 +179,7 @@ def _missing(steps: Mapping[str, Callable[[], None]]) -> list[str]:
     return missing
 
 
-def _limit_memory(more_bytes: int) -> None:
+def limit_memory(more_bytes: int) -> None:
     """Lets the address space grow by so much. Raises OSError where there is no /proc."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + more_bytes)

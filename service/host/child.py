@@ -15,8 +15,9 @@ from typing import Any, Self
 import structlog
 from pydantic import TypeAdapter
 
+from models.process import resident_bytes
 from service.errors import ConversionError, RepositoryError
-from service.host.machine import available_memory_bytes, resident_bytes
+from service.host.machine import available_memory_bytes
 
 log = structlog.get_logger()
 
@@ -91,10 +92,7 @@ class Limits:
 
     def now(self) -> Self:
         """These limits, with no more memory than there is."""
-        free = available_memory_bytes()
-        if free is None:
-            return self
-        return replace(self, memory_bytes=min(self.memory_bytes, int(_MEMORY_SHARE * free)))
+        return replace(self, memory_bytes=min(self.memory_bytes, int(_MEMORY_SHARE * available_memory_bytes())))
 
 
 class Child:

@@ -11,12 +11,13 @@ import structlog
 
 from models.artifact.artifact import Artifact
 from models.artifact.manifest import ONNX_FILE
+from models.process import resident_bytes
 from service import metrics
 from service.conversion.checker import Checker, Passed
 from service.conversion.conversion import Converter
 from service.conversion.places import Places
 from service.errors import ConversionError, DeviceLost, NotEnoughMemory, RepositoryError
-from service.host.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
+from service.host.machine import available_memory_bytes, free_gpu_bytes, gpu_names, usable_cores
 from service.host.memory import MIB
 from service.host.threads import to_its_end
 from service.images.decode_pool import DecodePool

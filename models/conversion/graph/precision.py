@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers import float16
 
-from models import machine
+from models import hardware
 from models.artifact.artifact import Precision, Spec
 from models.artifact.manifest import Choice, Parity, Trial
 from models.conversion.graph import calibration
@@ -62,7 +62,7 @@ def choose(fp32: Chosen, spec: Spec, paths: Sequence[Path]) -> Chosen:
             cure = f'put more images, of every class some, into {_FOLDER}, or set precision = "fp32"'
             raise ArtifactError(trial.reason, f"{cure}; precision_agreement would let it pass")
         return replace(low, choice=Choice(trials=(trial,), fp32=fp32.parity))
-    on_gpu = machine.has_gpu()
+    on_gpu = hardware.has_gpu()
     fp16 = Trial(precision="fp16", chosen=False, reason=_NOT_MEASURED if on_gpu else _FOR_GPUS)
     low, trial = fp32, Trial(precision="int8", chosen=False, reason=_FOR_PROCESSORS)
     if not on_gpu:
@@ -189,7 +189,7 @@ def quantized(graph: onnx.ModelProto, items: Array) -> onnx.ModelProto:
             _Reader(graph.graph.input[0].name, items),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=machine.int8_saturates(),
+            reduce_range=hardware.int8_saturates(),
             # What ONNX Runtime recommends on x86. On efficientnet_lite0 calibration by entropy or percentile and signed
             # activations agreed no better with fp32, unsigned weights and a range by tensor much worse.
             activation_type=QuantType.QUInt8,

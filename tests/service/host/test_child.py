@@ -8,6 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -27,26 +28,25 @@ LIMITS = {"timeout_seconds": 30, "memory_bytes": 160_000_000, "file_bytes": 300_
 def groups():
     """The process group of every process that runs, by its number; and which are ours."""
     found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent, group = stat.read_text().rpartition(")")[2].split()[:3]
-            if state != "Z":
-                found[int(stat.parent.name)] = int(group), int(parent) == os.getpid()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended meanwhile
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = os.getpgid(process.pid), process.ppid() == os.getpid()
     return found
 
 
 def converting():
     """The groups that conversions of this process lead."""
     leaders = {group for pid, (group, ours) in groups().items() if ours and pid == group}
-    sandbox = b"models.conversion.sandbox"
+    sandbox = "models.conversion.sandbox"
     return {leader for leader in leaders if sandbox in command_of(leader)}  # the others decode images
 
 
 def command_of(process):
     try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:  # it has ended meanwhile
-        return b""
+        return psutil.Process(process).cmdline()
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return []
 
 
 def artifact(repository, content):

@@ -327,7 +327,7 @@ def test_precision_and_calibration_images_make_another_artifact(tmp_path):
 def test_another_processor_makes_another_int8_and_the_same_fp32(tmp_path, monkeypatch):
     found = []
     for saturates in (False, True):
-        monkeypatch.setattr("models.machine.int8_saturates", lambda saturates=saturates: saturates)
+        monkeypatch.setattr("models.hardware.int8_saturates", lambda saturates=saturates: saturates)
         found.append([calibrated(tmp_path, precision, a=b"a").fingerprint for precision in ("fp32", "int8")])
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from models import machine
+from models import hardware
 from models.artifact.artifact import Spec
 from models.artifact.manifest import Parity
 from models.artifact.resolution import find_calibration
@@ -27,7 +27,7 @@ PROOF = Parity(relative_error=1e-7, probability_error=1e-7, top1_agreement=1, ba
 @pytest.fixture(autouse=True)
 def quickly_and_without_a_gpu(monkeypatch):
     monkeypatch.setattr(precision, "_SECONDS", 0.02)
-    monkeypatch.setattr(machine, "has_gpu", lambda: False)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
 
 
 def spec_of(asked, **changes):
@@ -232,7 +232,7 @@ def test_a_network_that_the_tools_do_not_know_stays_in_fp32(fp32, photographs, m
 
 
 def test_auto_beside_a_gpu_keeps_fp32_and_says_how_to_ask(fp32, photographs, monkeypatch):
-    monkeypatch.setattr(machine, "has_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
     found = choose(fp32, spec_of("auto"), photographs(60))
     int8, fp16 = found.choice.trials
     assert found.precision == "fp32"
