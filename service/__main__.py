@@ -1,4 +1,4 @@
-"""The command line: a table of the commands."""
+"""The command line: the table of the commands."""
 
 import typer
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     help="Serves Keras and PyTorch image classifiers. Every setting is an environment variable, MENAGERIE_*.",
 )
 
-# In the order of --help, which shows their docstrings.
+# --help shows the commands in this order, with their docstrings.
 app.command()(serve)
 app.command()(convert)
 app.command()(pull)
@@ -26,7 +26,7 @@ app.command()(models)
 app.command()(predict)
 app.command()(bench)
 app.command()(check)
-# Every word goes to the trainer as it is, --help too.
+# Every word is passed on to the trainer unchanged, --help too.
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,

@@ -1,10 +1,10 @@
-"""menagerie check: every version of a repository, read and not loaded."""
+"""menagerie check: reads every version of a repository, without loading it."""
 
 from pathlib import Path
 
 import typer
 
-from service.commands.console import complain, errors_told, out
+from service.commands.console import complain, out, report_errors
 from service.commands.listing import versions
 from service.commands.options import RepositoryOption, read_settings
 from service.errors import RepositoryError, ServiceError
@@ -12,10 +12,10 @@ from service.repository.repository import Repository, read_published
 
 
 def check(repository: RepositoryOption = None) -> None:
-    """Validate a model repository and say what is wrong with it."""
+    """Validate a model repository and list its problems."""
     settings = read_settings(repository=repository)
     problems = count = 0
-    with errors_told():
+    with report_errors():
         for name, number, found in versions(Repository(settings.repository)):
             count += 1
             title = name if number is None else f"{name} version {number}"

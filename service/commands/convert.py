@@ -11,7 +11,7 @@ import typer
 from models.artifact.artifact import CONFIG_FILE, OVERRIDE_FILE, Artifact
 from models.artifact.manifest import MANIFEST_FILE
 from service import logs
-from service.commands.console import complain, errors_told, out
+from service.commands.console import complain, out, report_errors
 from service.commands.listing import known, versions
 from service.commands.options import CacheOption, RepositoryOption, read_settings
 from service.conversion.conversion import Converter
@@ -33,7 +33,7 @@ def convert(
     converter = Converter.of(settings)
     found = Repository(settings.repository)
     failed = 0
-    with errors_told():
+    with report_errors():
         wanted = known(found, models or [])
         chosen = [each for each in versions(found) if not wanted or each[0] in wanted]
     for position, (name, number, version) in enumerate(chosen, 1):

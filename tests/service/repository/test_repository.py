@@ -209,7 +209,7 @@ def test_a_number_that_no_version_has_is_told_by_check(iris):
     assert repository.present("iris") == [1, MAX_VERSION]
     assert repository.ignored_versions("iris") == ["01", str(MAX_VERSION + 1), "9" * 200, "²"]
     found = [error.message for name, number, error in versions(repository) if number is None]
-    assert ["is no version of iris" in message for message in found] == [True] * 4
+    assert ["is not a version of iris" in message for message in found] == [True] * 4
 
 
 def test_files_that_may_not_be_read_are_one_models_problem(iris, monkeypatch):
