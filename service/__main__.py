@@ -10,6 +10,7 @@ from service.commands.predict import predict
 from service.commands.pull import pull
 from service.commands.serve import serve
 from service.commands.train import train
+from service.commands.transplant import transplant
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(convert)
 app.command()(pull)
+app.command()(transplant)
 app.command()(models)
 app.command()(predict)
 app.command()(bench)

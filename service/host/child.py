@@ -78,6 +78,14 @@ CHECK = Work(
     cure="convert the weights again (menagerie convert), and publish the result",
     elsewhere="serve a smaller network, or smaller batches ([batching] in model.toml)",
 )
+TRANSPLANT = replace(
+    CONVERSION,
+    module="models.transplant",
+    title="transplant",
+    process="transplanting process",
+    cure="if the weights are sound, report it with the output above",
+    elsewhere="transplant on a larger machine",
+)
 UNPACKING = replace(CONVERSION, module="models.artifact.unpack", title="unpacking", process="unpacking process")
 
 
