@@ -50,12 +50,14 @@ def cache(tmp_path, checks):
 
 
 @pytest.fixture
-def application(repository, cache, monkeypatch):
-    """Makes clients of applications with other settings; each is ready, unless told not to wait.
-
-    Their decoders are threads, which start at once. Servers in a process of their own (`serve`) have real ones.
-    """
+def _decoders_are_threads(monkeypatch):
+    """They start at once. Servers in a process of their own (`serve`) have processes, as always."""
     monkeypatch.setattr(decode_pool, "ForkServer", lambda _: ThreadForks(decode))
+
+
+@pytest.fixture
+def application(repository, cache, _decoders_are_threads):
+    """Makes clients of applications with other settings; each is ready, unless told not to wait."""
 
     @contextmanager
     def make(*, wait=True, **settings):

@@ -6,6 +6,7 @@ import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -54,7 +55,7 @@ def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Im
 # Pictures -> bytes.
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     """The picture as Pillow writes it; `options` are those of Image.save."""
     file = BytesIO()
     image.save(file, kind, **options)
@@ -170,7 +171,7 @@ def resized_header(body: bytes, width: int, height: int) -> bytes:
     return body[: frame + 5] + struct.pack(">HH", height, width) + body[frame + 9 :]
 
 
-def lying_jpeg(side: int = 65_500, **options: object) -> bytes:
+def lying_jpeg(side: int = 65_500, **options: Any) -> bytes:
     """About 1 KB that claim to be 65500x65500 pixels."""
     return resized_header(jpeg(gradient(16, 16), **options), side, side)
 

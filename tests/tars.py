@@ -1,6 +1,7 @@
 """Archives made to do harm: names, sizes, kinds and headers that no honest tar has. And some that only look so."""
 
 import tarfile
+from typing import Any
 
 from models.artifact.unpack import MOST_MEMBERS
 
@@ -8,38 +9,38 @@ BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
 
 
-def header(name, size=0, kind=tarfile.REGTYPE, link=""):
+def header(name: str | bytes, size: int | bytes = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
     """One header as it is stored; the name may be bytes of any kind."""
     info = tarfile.TarInfo("name")
     info.type, info.linkname = kind, link
     raw = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
     raw[0:100] = (name.encode() if isinstance(name, str) else name)[:100].ljust(100, b"\0")
-    return with_field(raw, 124, size if isinstance(size, bytes) else b"%011o\0" % size)
+    return with_field(bytes(raw), 124, size if isinstance(size, bytes) else b"%011o\0" % size)
 
 
-def with_field(raw, at, field):
+def with_field(raw: bytes, at: int, field: bytes) -> bytes:
     """The header with these bytes there, and its sum put right."""
-    raw = bytearray(raw)
-    raw[at : at + len(field)] = field
-    raw[148:156] = b" " * 8
-    raw[148:156] = b"%06o\0 " % sum(raw)
-    return bytes(raw)
+    changed = bytearray(raw)
+    changed[at : at + len(field)] = field
+    changed[148:156] = b" " * 8
+    changed[148:156] = b"%06o\0 " % sum(changed)
+    return bytes(changed)
 
 
-def content(data):
+def content(data: bytes) -> bytes:
     return data + bytes(-len(data) % BLOCK)
 
 
-def file(name="weights", data=b"x", **more):
+def file(name: str | bytes = "weights", data: bytes = b"x", **more: Any) -> bytes:
     return header(name, len(data), **more) + content(data)
 
 
-def extended(data, kind=tarfile.XHDTYPE):
+def extended(data: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
     """A header that says more of the next file."""
     return header("more", len(data), kind) + content(data)
 
 
-def record(key, value):
+def record(key: bytes, value: bytes) -> bytes:
     """A line of a PAX header."""
     line = b" " + key + b"=" + value + b"\n"
     length = len(line) + 1
@@ -48,16 +49,16 @@ def record(key, value):
     return str(length).encode() + line
 
 
-def pax(name="weights", **records):
+def pax(name: str = "weights", **records: bytes) -> bytes:
     lines = b"".join(record(key.replace("__", ".").encode(), value) for key, value in records.items())
     return extended(lines) + file(name)
 
 
-def directory(name):
+def directory(name: str) -> bytes:
     return extended(record(b"path", name.encode())) + header("directory", kind=tarfile.DIRTYPE)
 
 
-def base256(number):
+def base256(number: int) -> bytes:
     """A size in GNU's binary way, of 12 bytes; negative where the number is."""
     return bytes([0xFF if number < 0 else 0x80]) + (number % 2**88).to_bytes(11, "big")
 

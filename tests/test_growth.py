@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.client import JPEG, picture
 from tests.models.published import publish_numbers, publish_softmax
-from tests.service.api.test_routes import JPEG, picture
 
 pytestmark = pytest.mark.slow
 

@@ -13,11 +13,10 @@ import pytest
 
 from models.artifact.manifest import MANIFEST_FILE
 from service.repository.publisher import STAGING
+from tests.client import AUTHORIZED, JPEG, TOKEN, picture, tar_of, total
 from tests.models.make_twins import make_twins
 from tests.models.published import publish_ballast, publish_softmax
 from tests.servers import until
-from tests.service.api.test_admin import AUTHORIZED, TOKEN, tar_of
-from tests.service.api.test_routes import JPEG, picture, total
 
 pytestmark = pytest.mark.slow
 

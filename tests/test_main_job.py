@@ -13,8 +13,8 @@ from PIL import Image
 
 from models.conversion.convert import STEPS
 from tests import images
+from tests.client import JPEG, error_of, total
 from tests.servers import ServerProcess, until
-from tests.service.api.test_routes import JPEG, error_of, total
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

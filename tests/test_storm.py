@@ -9,10 +9,10 @@ import httpx2
 import pytest
 
 from tests import images
+from tests.client import JPEG, error_of, picture, total
 from tests.decoders import marked
 from tests.models.published import publish_softmax
 from tests.servers import ServerProcess, until
-from tests.service.api.test_routes import JPEG, error_of, picture, total
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,9 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from models.artifact.artifact import Spec
 from models.artifact.manifest import MANIFEST_FILE, ONNX_FILE, Manifest, Parity
 from models.inputs import ImageInput, NumbersInput
+from models.outputs import Output, outputs_of
 
 
-def softmax_onnx(spec):
+def softmax_onnx(spec: Spec) -> bytes:
     """Mean of each channel (or each number itself) -> softmax."""
     if isinstance(spec.input, ImageInput):
         source = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", *spec.input.shape])
@@ -32,10 +36,10 @@ def softmax_onnx(spec):
     graph = helper.make_graph(nodes, "softmax", [source], [result], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
-def publish(model, spec, content, version=1):
+def publish(model: Path, spec: Spec, content: bytes, version: int = 1) -> Path:
     """Writes `<model>/model.toml` and `<model>/<version>/` as `menagerie convert --output` does."""
     directory = model / str(version)
     directory.mkdir(parents=True)
@@ -55,7 +59,9 @@ def publish(model, spec, content, version=1):
     return directory
 
 
-def publish_softmax(model, version=1, size=8, labels=("red", "green", "blue")):
+def publish_softmax(
+    model: Path, version: int = 1, size: int = 8, labels: tuple[str, ...] = ("red", "green", "blue")
+) -> Path:
     """A model that says which colour an image has most of."""
     spec = Spec(
         architecture="lenet5",
@@ -68,7 +74,7 @@ def publish_softmax(model, version=1, size=8, labels=("red", "green", "blue")):
     return publish(model, spec, softmax_onnx(spec), version)
 
 
-def publish_ballast(model, size, version=1):
+def publish_ballast(model: Path, size: int, version: int = 1) -> Path:
     """The same with that many bytes of weights, which the answer passes through unchanged."""
     spec = Spec(
         architecture="lenet5",
@@ -92,7 +98,7 @@ def publish_ballast(model, size, version=1):
     return publish(model, spec, model_proto.SerializeToString(), version)
 
 
-def publish_numbers(model, version=1):
+def publish_numbers(model: Path, version: int = 1) -> Path:
     """A model that says which of three numbers is the largest."""
     spec = Spec(
         architecture="mlp_iris",
@@ -116,19 +122,26 @@ SPEC = Spec(
 """Of a model that takes three numbers."""
 
 
-def graph(nodes, constants=(), source=("numbers", TensorProto.FLOAT, ["batch", 3]), result="probabilities"):
+def graph(
+    nodes: list[onnx.NodeProto],
+    constants: Mapping[str, Any] | None = None,
+    source: tuple[str, int, list[str | int]] = ("numbers", TensorProto.FLOAT, ["batch", 3]),
+    result: str = "probabilities",
+) -> bytes:
     """A graph of these nodes, from `numbers` to `probabilities`."""
     made = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info(*source)],
         [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(value, name) for name, value in dict(constants).items()],
+        [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
     )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    return bytes(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    )
 
 
-def edited(directory, **changes):
+def edited(directory: Path, **changes: object) -> Path:
     """With other claims in its manifest; the spec's by their own names."""
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -138,7 +151,7 @@ def edited(directory, **changes):
     return directory
 
 
-def endless():
+def endless() -> bytes:
     """A loop that adds 1 as often as 64 bits count."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["still"]), helper.make_node("Add", ["old", "one"], ["new"])],
@@ -155,3 +168,15 @@ def endless():
     )
     nodes = [helper.make_node("Loop", ["times", "", "numbers"], ["probabilities"], body=body)]
     return graph(nodes, {"times": np.int64(2**62), "one": np.float32(1)})
+
+
+def spec_of(output: Output, num_classes: int = 2) -> Spec:
+    """Of a network of two numbers that gives such an output."""
+    return Spec(
+        architecture="mlp_binary",
+        framework="torch",
+        num_classes=num_classes,
+        input=NumbersInput(shape=(outputs_of(output, num_classes),)),
+        output=output,
+        labels=tuple(map(str, range(num_classes))),
+    )

@@ -5,16 +5,7 @@ import pytest
 
 from models import catalog
 from models.zoo.keras_applications import PREFIX, ROWS, SCRATCH, TWICE_SCALED, twin
-from tests.models.test_torchvision_models import child
-
-START = """
-import os
-os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-import inspect, json, sys
-import numpy as np
-import keras
-from keras import applications
-"""
+from tests.models.scripts import START, child
 
 # Nothing is built: the library asks one function for the shape, and it is told of no default.
 FACTS = f"""{START}

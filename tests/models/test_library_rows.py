@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.models.test_zoo import make_row, walk
+from tests.models.rows import walk
 
-__all__ = ["make_row"]
 pytestmark = pytest.mark.slow
 
 ROWS = (

@@ -7,10 +7,9 @@ import pytest
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
-from models.artifact.artifact import Spec
 from models.conversion.graph.export import join
-from models.inputs import NumbersInput
-from models.outputs import outputs_of, probabilities_of
+from models.outputs import probabilities_of
+from tests.models.published import spec_of
 
 GIVEN = {
     "logits": ([[0.0, np.log(3)], [200.0, 0.0]], [[0.25, 0.75], [1.0, 0.0]]),
@@ -18,17 +17,6 @@ GIVEN = {
     "logit": ([[np.log(3)], [-200.0], [0.0]], [[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]]),
     "probability": ([[0.75], [0.0]], [[0.25, 0.75], [1.0, 0.0]]),
 }
-
-
-def spec_of(output, num_classes=2):
-    return Spec(
-        architecture="mlp_binary",
-        framework="torch",
-        num_classes=num_classes,
-        input=NumbersInput(shape=(outputs_of(output, num_classes),)),
-        output=output,
-        labels=tuple(map(str, range(num_classes))),
-    )
 
 
 @pytest.mark.parametrize("output", GIVEN)

@@ -10,8 +10,7 @@ from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, ImageInput
 from service.repository.repository import Repository
 from tests.models.saved import torch_bytes
-from tests.models.test_keras_applications import START
-from tests.models.test_torchvision_models import TRAINED, child
+from tests.models.scripts import START, TRAINED, child
 
 # A pulled version, as the server would take it.
 PULLED = """

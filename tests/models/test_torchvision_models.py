@@ -1,16 +1,12 @@
 """The table of torchvision's networks says what the library says, and their checkpoints fit."""
 
-import json
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from models import catalog
 from models.errors import ArtifactError
 from models.zoo.torchvision_models import CHANNELS, PREFIX, ROWS, TRAINING_ONLY
+from tests.models.scripts import TRAINED, child
 
 # What the library says of its recommended weights; what its networks have, as they are built here and as the library
 # builds them; and what the first layers see of the darkest and the lightest pixel.
@@ -43,33 +39,6 @@ for name in models.list_models(module=models):
     }))
 """
 
-# Batch normalisation as after a training: otherwise what reaches the last layers is all but nothing.
-TRAINED = """
-import numpy as np
-import torch
-
-torch.manual_seed(0)
-pixels = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3)).astype(np.uint8)
-
-def trained(network, items):
-    for each in network.modules():
-        if isinstance(each, torch.nn.BatchNorm2d):
-            each.momentum = None  # the mean of all batches
-    for each in network.parameters():
-        if not each.any():  # an untrained vision transformer answers with zeros
-            torch.nn.init.normal_(each, std=0.02)
-    with torch.no_grad():
-        network.train()(torch.from_numpy(items).permute(0, 3, 1, 2) / 127.5 - 1)
-    return network.eval()
-
-def answer(network, items, scale, mean, std):  # in double precision: rounding hides nothing
-    x = (items[:1] * scale - np.array(mean)) / np.array(std)
-    with torch.inference_mode():
-        return network.double().eval()(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
-
-def difference(found, expected):
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-"""
 
 # Networks as the library builds them, their own files loaded here, and the largest difference of the answers. Official
 # weights come with `transform_input` where the library knows it.
@@ -95,18 +64,6 @@ for name in sys.argv[2:]:
     found = answer(network, items, found.input.scale, found.input.mean, found.input.std)
     print(json.dumps([name, difference(found, expected)]))
 """
-
-
-def child(script, *arguments):
-    result = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import structlog
-from typer.testing import CliRunner
 
 from models.catalog import CATALOG
-from service.__main__ import app
 from service.settings import DEFAULT_REPOSITORY
+from tests.client import picture
+from tests.command_line import menagerie
 from tests.models.make_weights import make_weights
-from tests.service.api.test_routes import picture
-
-
-def run(*arguments, **environment):
-    try:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
-    finally:
-        structlog.reset_defaults()  # it would log to what the runner has closed
 
 
 @pytest.fixture
@@ -31,23 +22,25 @@ def photo(tmp_path):
 
 
 def test_every_command_explains_itself():
-    assert run("--help").exit_code == 0
+    assert menagerie("--help").exit_code == 0
     for command in ("serve", "convert", "pull", "models", "predict", "check"):
-        assert command in run("--help").output
-        assert run(command, "--help").exit_code == 0
+        assert command in menagerie("--help").output
+        assert menagerie(command, "--help").exit_code == 0
 
 
 def test_train_becomes_the_trainer_with_the_same_words(monkeypatch):
     became = []
     monkeypatch.setattr("os.execv", lambda path, words: became.append((path, words)))
     for words in (["lenet5", "digits", "--output", "a b", "--epochs", "3"], ["--help"]):
-        assert run("train", *words).exit_code == 0
+        assert menagerie("train", *words).exit_code == 0
         assert became.pop() == (sys.executable, [sys.executable, "-P", "-m", "models.train", *words])
-    assert "train" in run("--help").output
+    assert "train" in menagerie("--help").output
 
 
 def test_predict_needs_no_server(photo, repository, tmp_path):
-    result = run("predict", photo, "--model", "colour", "--top-k", 2, "--repository", repository, "--cache", tmp_path)
+    result = menagerie(
+        "predict", photo, "--model", "colour", "--top-k", 2, "--repository", repository, "--cache", tmp_path
+    )
     assert result.exit_code == 0, result.output
     assert [line.split()[1] for line in result.output.splitlines()] == ["red", "green"]
 
@@ -55,15 +48,15 @@ def test_predict_needs_no_server(photo, repository, tmp_path):
 @pytest.mark.slow
 def test_predict_asks_a_server(photo, repository, serve):
     server = serve(repository=repository).wait_ready()
-    result = run("predict", photo, "--model", "colour", "--url", server.url)
+    result = menagerie("predict", photo, "--model", "colour", "--url", server.url)
     assert [line.split()[1] for line in result.output.splitlines()] == ["red", "green", "blue"]
-    result = run("predict", photo, "--model", "color", "--url", server.url)
+    result = menagerie("predict", photo, "--model", "color", "--url", server.url)
     assert result.exit_code == 1
     assert "did you mean 'colour'" in result.stderr
 
 
 def test_models_lists_the_catalog():
-    result = run("models", "--catalog", COLUMNS="120")
+    result = menagerie("models", "--catalog", COLUMNS="120")
     first, *rows, last = result.output.splitlines()
     assert first.split() == ["architecture", "paper", "input", "parameters", "frameworks"]
     assert [row.split()[0] for row in rows if not row.startswith(" ")] == list(CATALOG)
@@ -85,7 +78,7 @@ def test_pull_without_a_network_says_where_to_put_the_file_and_takes_it_from_the
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     command = ["pull", "torchvision:squeezenet1_1", "--output", tmp_path / "models"]
-    result = run(*command, "--name", "tiny")
+    result = menagerie(*command, "--name", "tiny")
     assert result.exit_code == 1
     assert re.search(r"could not be fetched from https://\S+: .*refused", result.stderr)
     assert "Traceback" not in capfd.readouterr().err
@@ -93,12 +86,12 @@ def test_pull_without_a_network_says_where_to_put_the_file_and_takes_it_from_the
     assert not (tmp_path / "models").exists()
     script = "import sys, torch, torchvision; torch.save(torchvision.models.squeezenet1_1().state_dict(), sys.argv[1])"
     subprocess.run([sys.executable, "-c", script, file], check=True, capture_output=True)
-    result = run(*command, "--name", "tiny")
+    result = menagerie(*command, "--name", "tiny")
     assert result.exit_code == 0, result.stderr
     assert f"pulled {tmp_path / 'models' / 'tiny' / '1'}: IMAGENET1K_V1 of torchvision" in result.output
-    result = run("check", "--repository", tmp_path / "models")
+    result = menagerie("check", "--repository", tmp_path / "models")
     assert result.output.splitlines() == ["tiny version 1: sound"]
-    result = run("pull", "keras:NASNetMobile", "--output", tmp_path / "models")
+    result = menagerie("pull", "keras:NASNetMobile", "--output", tmp_path / "models")
     assert result.exit_code == 1
     assert f"copy it to {tmp_path / 'keras' / 'models' / 'nasnet_mobile.h5'};" in result.stderr
 
@@ -119,28 +112,28 @@ def test_pull_without_a_network_says_where_to_put_the_file_and_takes_it_from_the
 )
 def test_a_mistake_is_told_in_two_lines(photo, repository, monkeypatch, arguments, problem):
     monkeypatch.chdir(photo.parent)
-    result = run(*arguments, MENAGERIE_REPOSITORY=str(repository), MENAGERIE_CACHE=str(photo.parent))
+    result = menagerie(*arguments, MENAGERIE_REPOSITORY=str(repository), MENAGERIE_CACHE=str(photo.parent))
     assert result.exit_code == 1
     assert problem in result.stderr
     assert 2 <= len(result.stderr.splitlines()) <= 3
 
 
 def test_a_bad_option_is_a_usage_error():
-    result = run("pull", "keras:VGG16", "--output", "models", "--name", "VGG16", COLUMNS="200")
+    result = menagerie("pull", "keras:VGG16", "--output", "models", "--name", "VGG16", COLUMNS="200")
     assert result.exit_code == 2
     assert "'VGG16' is not a valid name of a model" in result.stderr
     assert "--name" in result.stderr
 
 
 def test_a_wrong_setting_is_told_by_its_name(repository):
-    result = run("check", MENAGERIE_MAX_BATCH_SIZE="many", MENAGERIE_PROVIDER="tpu")
+    result = menagerie("check", MENAGERIE_MAX_BATCH_SIZE="many", MENAGERIE_PROVIDER="tpu")
     assert result.exit_code == 2
     assert "MENAGERIE_MAX_BATCH_SIZE: " in result.stderr
     assert "MENAGERIE_PROVIDER: " in result.stderr
 
 
 def test_check_finds_the_default_repository_sound():
-    result = run("check", "--repository", DEFAULT_REPOSITORY)
+    result = menagerie("check", "--repository", DEFAULT_REPOSITORY)
     assert result.exit_code == 0
     assert result.output.splitlines() == ["digits version 1: sound", "efficientnet_lite0 version 1: sound"]
 
@@ -149,26 +142,26 @@ def test_check_names_every_problem(repository, tmp_path):
     for name, toml in (("broken", 'architecture = "lenet6"'), ("empty", 'architecture = "lenet5"')):
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "model.toml").write_text(toml)
-    result = run("check", "--repository", repository)
+    result = menagerie("check", "--repository", repository)
     assert result.exit_code == 1
     assert result.stdout.splitlines() == ["colour version 1: sound", "largest version 1: sound"]
     assert "broken version 1: " in result.stderr
     assert "did you mean 'lenet5'" in result.stderr
     assert "empty version 1: version 1 holds no files called weights.*" in result.stderr
     (tmp_path / "bare").mkdir()
-    assert "empty" in run("check", "--repository", tmp_path / "bare").stderr
+    assert "empty" in menagerie("check", "--repository", tmp_path / "bare").stderr
 
 
 @pytest.mark.slow
 def test_models_lists_states_of_a_repository_and_of_a_server(repository, serve, tmp_path):
-    result = run("models", "--repository", repository, "--cache", tmp_path)
+    result = menagerie("models", "--repository", repository, "--cache", tmp_path)
     assert [line.split()[:3] for line in result.output.splitlines()[1:]] == [
         ["colour", "1", "PUBLISHED"],
         ["largest", "1", "PUBLISHED"],
     ]
-    assert "TO CONVERT" in run("models", "--repository", DEFAULT_REPOSITORY, "--cache", tmp_path).output
+    assert "TO CONVERT" in menagerie("models", "--repository", DEFAULT_REPOSITORY, "--cache", tmp_path).output
     server = serve(repository=repository).wait_ready()
-    result = run("models", "--url", server.url)
+    result = menagerie("models", "--url", server.url)
     assert [line.split()[:3] for line in result.output.splitlines()[1:]] == [
         ["colour", "1", "READY"],
         ["largest", "1", "READY"],
@@ -178,7 +171,7 @@ def test_models_lists_states_of_a_repository_and_of_a_server(repository, serve, 
 def test_check_reads_what_is_published(repository):
     onnx = repository / "colour" / "1" / "model.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-1])
-    result = run("check", "--repository", repository)
+    result = menagerie("check", "--repository", repository)
     assert result.exit_code == 1
     assert "colour version 1: model.onnx is not the file" in result.stderr
 
@@ -188,15 +181,15 @@ def test_convert_publishes_over_nothing_that_it_did_not_make(repository, tmp_pat
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"precious")
     options = ("--repository", repository, "--cache", tmp_path / "cache")
-    result = run("convert", *options, "--output", tmp_path / "output")
+    result = menagerie("convert", *options, "--output", tmp_path / "output")
     assert result.exit_code == 1
     assert "holds something else" in result.stderr
     assert weights.read_bytes() == b"precious"
     assert "published" in result.stdout  # the other model was
-    result = run("convert", *options, "--output", repository)
+    result = menagerie("convert", *options, "--output", repository)
     assert result.exit_code == 1
     assert "is the repository itself" in result.stderr
-    assert run("check", "--repository", repository).exit_code == 0
+    assert menagerie("check", "--repository", repository).exit_code == 0
 
 
 @pytest.mark.slow

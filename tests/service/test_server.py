@@ -13,8 +13,8 @@ import pytest
 
 from service.server import uvicorn_options
 from service.settings import Settings
+from tests.client import JPEG, error_of, picture, total
 from tests.servers import until
-from tests.service.api.test_routes import JPEG, error_of, picture, total
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -12,9 +12,8 @@ from models.artifact.resolution import find_weights, fingerprint, resolve
 from models.catalog import CATALOG
 from models.errors import ArtifactError
 from models.inputs import ImageInput
-from tests.models.published import softmax_onnx
+from tests.models.published import softmax_onnx, spec_of
 from tests.models.saved import HDF5_BYTES, SAFETENSORS_BYTES, archive, keras_bytes, torch_bytes
-from tests.models.test_outputs import spec_of
 
 TABLE_END = struct.pack("<Q", 0xDB4775248B80FB57)  # of a TensorFlow index
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."

@@ -20,13 +20,11 @@ from service.repository.publisher import STAGING, _check_unpacked
 from service.versions.model import Record
 from service.versions.reconciler import Reconciler
 from tests import tars
+from tests.client import AUTHORIZED, JPEG, TOKEN, error_of, picture, tar_of, total
 from tests.models.published import publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
 from tests.servers import until
-from tests.service.api.test_routes import JPEG, error_of, picture, total
 
-TOKEN = "correct horse battery"
-AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 OTHER_LABELS = ("rot", "green", "blue")
 
 
@@ -45,18 +43,6 @@ def spare(tmp_path):
         return publish_softmax(tmp_path / "spare" / f"{len(list(tmp_path.glob('spare/*')))}", number, labels=labels)
 
     return make
-
-
-def tar_of(directory, **more):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for path in sorted(directory.iterdir()):
-            tar.add(path, path.name)
-        for name, content in more.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return file.getvalue()
 
 
 def upload(client, content, model="colour", kind="application/x-tar", **query):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.service.api.test_admin import AUTHORIZED, TOKEN
-from tests.service.api.test_routes import JPEG, error_of, picture
+from tests.client import AUTHORIZED, JPEG, TOKEN, error_of, picture
 from tests.tars import WHOLE
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")

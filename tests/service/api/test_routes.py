@@ -1,7 +1,6 @@
 """The routes, as a client sees them."""
 
 import base64
-import io
 import json
 import resource
 import time
@@ -9,39 +8,15 @@ import time
 import numpy as np
 import pytest
 import structlog
-from PIL import Image
 
 from models.artifact.manifest import Choice, Manifest, Parity, Trial
 from service import errors, metrics
 from service.api.schemas import PredictAnswer
+from tests.client import JPEG, error_of, picture, total
 from tests.models.saved import torch_bytes
 from tests.servers import until
 
-JPEG = {"Content-Type": "image/jpeg"}
 FORM = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n'
-
-
-def picture(colour="green", size=(40, 30), kind="PNG"):
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
-
-
-def error_of(answer):
-    """Every error has one shape, with a code, a message and a cure."""
-    body = answer.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"code", "message", "cure"}
-    assert all(body["error"].values())
-    assert answer.headers["X-Request-ID"]
-    return answer.status_code, body["error"]["code"]
-
-
-def total(client, name, **labels):
-    """The value of a counter, as Prometheus would scrape it."""
-    wanted = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
-    lines = client.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{{wanted}}}"))
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "application/octet-stream", "", "IMAGE/PNG; x=y"])

@@ -15,9 +15,9 @@ from service.inference.engine import Engine, plan
 from service.repository.repository import read_published
 from service.settings import Settings
 from tests import images
+from tests.command_line import menagerie
 from tests.models.tiny import make_tiny
-from tests.service.images.test_preprocess import reference
-from tests.service.test_main import run as menagerie
+from tests.torchvision_pixels import reference
 
 PHOTOGRAPH = benchmark.PHOTOGRAPH.read_bytes()
 

@@ -1,14 +1,12 @@
 """A converting process that misbehaves costs its own load and nothing else."""
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
 import subprocess
 from pathlib import Path
 
-import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -17,36 +15,13 @@ from service.errors import ConversionError
 from service.host.child import CHILD_ENVIRONMENT, environment
 from service.repository.repository import Repository
 from tests.models.saved import torch_bytes
+from tests.processes import converting, groups
 from tests.servers import until
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[3]
 LIMITS = {"timeout_seconds": 30, "memory_bytes": 160_000_000, "file_bytes": 300_000_000}
-
-
-def groups():
-    """The process group of every process that runs, by its number; and which are ours."""
-    found = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended meanwhile
-            if process.status() != psutil.STATUS_ZOMBIE:
-                found[process.pid] = os.getpgid(process.pid), process.ppid() == os.getpid()
-    return found
-
-
-def converting():
-    """The groups that conversions of this process lead."""
-    leaders = {group for pid, (group, ours) in groups().items() if ours and pid == group}
-    sandbox = "models.conversion.sandbox"
-    return {leader for leader in leaders if sandbox in command_of(leader)}  # the others decode images
-
-
-def command_of(process):
-    try:
-        return psutil.Process(process).cmdline()
-    except psutil.NoSuchProcess:  # it has ended meanwhile
-        return []
 
 
 def artifact(repository, content):

@@ -30,6 +30,7 @@ from service.images.preprocess import decode
 from service.images.raster import Raster
 from service.images.shortcuts import EXACT, Shortcuts
 from tests import images
+from tests.torchvision_pixels import reference
 
 MAX_PIXELS = 40_000_000
 SIMD = Shortcuts(simd=True, margin=0)
@@ -61,16 +62,6 @@ def pixels(body: bytes, spec: ImageInput) -> np.ndarray:
 
 def at_own_size(body: bytes, size: tuple[int, int] = (96, 64), channels: int = 3) -> np.ndarray:
     return pixels(body, ImageInput(height=size[1], width=size[0], channels=channels, resize="stretch"))
-
-
-def reference(image: Image.Image, spec: ImageInput) -> np.ndarray:
-    """The picture as torchvision fits it."""
-    mode = transforms.InterpolationMode(spec.interpolation)
-    steps = [transforms.Resize(spec.shorter_side, mode), transforms.CenterCrop((spec.height, spec.width))]
-    if spec.resize == "stretch":
-        steps = [transforms.Resize((spec.height, spec.width), mode)]
-    fitted = transforms.Compose(steps)(image.convert("L" if spec.channels == 1 else "RGB"))
-    return np.asarray(fitted).astype(int).reshape(spec.shape)
 
 
 def horizontal_first(image: Image.Image, spec: ImageInput) -> np.ndarray:

@@ -8,8 +8,8 @@ from service.inference import tuning
 from service.inference.engine import Engine, plan
 from service.inference.tuning import Tuning, candidates, tuned
 from service.settings import Settings
+from tests.client import JPEG, picture
 from tests.models.published import publish_softmax
-from tests.service.api.test_routes import JPEG, picture
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from service.repository.publisher import Publisher
 from service.repository.repository import Repository
 from service.versions.operations import Operations
 from tests.models.published import publish_numbers
-from tests.service.versions.test_reconciler import ask, gone, reconciler, registry, root  # noqa: F401 - fixtures too
+from tests.service.versions.reconciling import ask, gone
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ REFUSALS = {"conflict", "load_failed", "model_not_found"}
 class Operator:
     """Does at random what operators and people do with the model `model`."""
 
-    def __init__(self, seed, reconciler, root, spare):  # noqa: F811
+    def __init__(self, seed, reconciler, root, spare):
         self.draw = random.Random(seed)
         self.reconciler, self.root, self.spare = reconciler, root, spare
         self.operations = Operations(reconciler._registry, reconciler, Repository(root), Publisher(root, 2**30, 5))
@@ -94,7 +94,7 @@ class Operator:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
-async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tmp_path, seed):  # noqa: F811
+async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tmp_path, seed):
     publish_numbers(root / "model", 1)
     await reconciler.refresh()
     operator = Operator(seed, reconciler, root, publish_numbers(tmp_path / "spare"))

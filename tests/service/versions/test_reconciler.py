@@ -1,75 +1,28 @@
 """Loading, swapping and unloading: whatever the repository does, somebody answers."""
 
 import asyncio
-import contextlib
 import shutil
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from service.conversion.checker import Checker
 from service.conversion.conversion import Converter
 from service.errors import ConversionError, ModelNotFound, ModelNotReady
-from service.images.decode_pool import DecodePool
 from service.inference.engine import Engine
-from service.lifecycle import Lifecycle
 from service.metrics import generate_latest
 from service.repository.repository import Repository
-from service.settings import Settings
 from service.versions.loader import Loader
-from service.versions.reconciler import Reconciler
-from service.versions.registry import Registry
-from service.versions.shadow import Mirror
+from tests.client import picture
 from tests.models.published import SPEC, edited, endless, publish, publish_numbers, publish_softmax
 from tests.models.saved import torch_bytes
+from tests.processes import converting
 from tests.servers import until
-from tests.service.api.test_routes import picture
-from tests.service.host.test_child import converting
+from tests.service.versions.reconciling import NUMBERS, ask, gone, reconciling
 
 pytestmark = pytest.mark.anyio
-
-NUMBERS = np.array([0, 1, 0], np.float32)
-
-
-@pytest.fixture
-def root(tmp_path):
-    """An empty repository."""
-    (tmp_path / "repository").mkdir()
-    return tmp_path / "repository"
-
-
-@pytest.fixture
-def registry():
-    """An empty table."""
-    return Registry(Mirror(20))
-
-
-@contextlib.asynccontextmanager
-async def reconciling(registry, **settings):
-    """A reconciler with these settings, and all that it needs."""
-    settings = Settings(provider="cpu", **settings)
-    decoders = DecodePool.of(settings)
-    decoders.start()
-    reconciler = Reconciler(settings, registry, Loader(settings, decoders, Lifecycle()))
-    yield reconciler
-    await reconciler.close()
-    await decoders.close()
-
-
-@pytest.fixture
-async def reconciler(registry, root, cache):
-    async with reconciling(registry, repository=root, cache=cache) as reconciler:
-        yield reconciler
-
-
-async def ask(registry, name="model", version=None, item=NUMBERS):
-    """The version that answers, and its best label."""
-    with registry.lease(name, version) as servable:
-        outcome = await servable.predict([item], 1, time.monotonic() + 20)
-        return servable.version, outcome.results[0][0].label
 
 
 def states(registry, name="model"):
@@ -191,11 +144,6 @@ async def test_a_model_that_was_removed_is_unknown_and_its_last_caller_answered(
             registry.servable("model")
         assert (await servable.predict([NUMBERS], 1, time.monotonic() + 20)).results
     assert (await ask(registry, "other"))[0] == 1
-
-
-async def gone(reconciler):
-    """Waits until nothing drains any more."""
-    await asyncio.to_thread(until, lambda: not reconciler._retirements)
 
 
 async def test_looking_again_while_a_version_drains_disturbs_nothing(reconciler, registry, root):

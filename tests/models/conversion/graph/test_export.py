@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.models.test_keras_applications import START
-from tests.models.test_torchvision_models import child
+from tests.models.scripts import START, child
 
 # Keras' Normalization, with what it learned from data, grouped convolutions, which Keras compiles on a CPU, and
 # GELU, which has an operator that ONNX lacks.

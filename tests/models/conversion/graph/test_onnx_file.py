@@ -11,32 +11,9 @@ from models.artifact.resolution import resolve
 from models.conversion.graph import export, onnx_file, parity
 from models.conversion.readers import whole
 from models.errors import ArtifactError
+from tests.models.onnx_models import model
 
 SCALED = {"input": {"normalization": "unit"}}
-
-
-def model(
-    nodes=None,
-    constants=None,
-    shape=("batch", 3, 8, 8),
-    kind=TensorProto.FLOAT,
-    width=3,
-    *,
-    opset=17,
-    domains=(),
-    **more,
-):
-    """The mean of each channel, unless other nodes are given."""
-    nodes = nodes or [helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", kind, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [shape[0], width])],
-        constants or [],
-    )
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8, **more)
 
 
 def opened(tmp_path, content, **config):

@@ -12,10 +12,9 @@ from service.errors import ConversionError
 from service.inference.engine import Engine, plan
 from service.repository.repository import Repository, read_published
 from service.settings import Settings
-from tests.models.conversion.graph.test_onnx_file import model as onnx_model
+from tests.models.onnx_models import model as onnx_model
 from tests.models.saved import archive
-from tests.models.test_keras_applications import START
-from tests.models.test_torchvision_models import child
+from tests.models.scripts import START, child
 
 TORCH = """
 import sys, warnings

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.models.test_keras_applications import START
-from tests.models.test_torchvision_models import child
+from tests.models.scripts import START, child
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 
 from models.conversion.readers import recognition
 from models.conversion.readers.recognition import MAX_CONFIG_BYTES, of_keras_file
-from tests.models.test_torchvision_models import child
+from tests.models.scripts import child
 
 # Keys and shapes alone, of networks built without memory with so many classes.
 KEYS = """

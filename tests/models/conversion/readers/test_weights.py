@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.models.test_torchvision_models import child
+from tests.models.scripts import child
 
 pytestmark = pytest.mark.slow
 
