@@ -53,7 +53,7 @@ def transplant(
     logs.configure(settings)
     with report_errors():
         found = Repository(settings.repository.absolute())
-        artifact = _readable(found, name, number, to)
+        artifact = _find(found, name, number, to)
         _check_installed()
         try:
             directory, difference = asyncio.run(_transplant(found, name, number, artifact, to, settings))
@@ -75,7 +75,7 @@ def _parsed(version: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-def _readable(repository: Repository, name: str, number: int, to: Target) -> Artifact:
+def _find(repository: Repository, name: str, number: int, to: Target) -> Artifact:
     """The version, if its weights can be transplanted. Raises ServiceError."""
     known(repository, [name])
     if number not in (present := repository.present(name)):
@@ -103,7 +103,7 @@ def _readable(repository: Repository, name: str, number: int, to: Target) -> Art
 def _check_installed() -> None:
     if missing := [_TITLES[each] for each in Target if util.find_spec(each) is None]:
         raise CommandError(
-            f"transplanting needs PyTorch and Keras, and {' and '.join(missing)} is not installed",
+            f"transplanting needs PyTorch and Keras; not installed: {', '.join(missing)}",
             cure="pip install 'menagerie[torch,keras]'",
         )
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from models.artifact import manifest as published
 from models.artifact.manifest import Manifest
-from models.conversion.check import Found, Job
+from models.conversion.check import CheckJob, Found
 from service.conversion.places import Places
 from service.conversion.room import room
 from service.errors import RepositoryError
@@ -62,7 +62,7 @@ class Checker:
 
     async def _try(self, directory: Path, batches: Sequence[int], key: str, kept: Path, on_step: OnStep) -> Found:
         limits = self._limits.now()
-        job = Job(
+        job = CheckJob(
             directory=directory.absolute(),  # noqa: ASYNC240 - it asks no disk
             batches=tuple(batches),
             threads=usable_cores(),

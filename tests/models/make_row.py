@@ -33,7 +33,7 @@ FILES = {"torch": "weights.pth", "keras": "weights.weights.h5"}
 
 
 def photo(spec):
-    """What is posted to a model of images."""
+    """The image that is posted to a model of images."""
     return SAMPLES / ("chelsea.png" if spec.channels == 3 else "digit-7.png")
 
 

@@ -80,7 +80,7 @@ def test_pull_without_a_network_says_where_to_put_the_file_and_takes_it_from_the
     command = ["pull", "torchvision:squeezenet1_1", "--output", tmp_path / "models"]
     result = menagerie(*command, "--name", "tiny")
     assert result.exit_code == 1
-    assert re.search(r"could not be fetched from https://\S+: .*refused", result.stderr)
+    assert re.search(r"could not be downloaded from https://\S+: .*refused", result.stderr)
     assert "Traceback" not in capfd.readouterr().err
     file = Path(re.search(r"copy it to (\S+);", result.stderr)[1])
     assert not (tmp_path / "models").exists()

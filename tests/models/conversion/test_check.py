@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from models.conversion.check import Job, check
+from models.conversion.check import CheckJob, check
 from models.errors import first_line
 from tests.models.published import SPEC, edited, graph, publish, publish_numbers
 
@@ -15,7 +15,8 @@ from tests.models.published import SPEC, edited, graph, publish, publish_numbers
 def refusal(directory):
     with pytest.raises(ValueError) as caught:
         check(
-            Job(directory=directory, batches=(1, 3), threads=1, memory_bytes=2**30), lambda _: contextlib.nullcontext()
+            CheckJob(directory=directory, batches=(1, 3), threads=1, memory_bytes=2**30),
+            lambda _: contextlib.nullcontext(),
         )
     return first_line(caught.value)
 

@@ -1,4 +1,4 @@
-"""Whatever a job raises is told in a line, with a reason and a cure."""
+"""Whatever a job raises is reported in one line, with a reason and a cure."""
 
 import json
 import subprocess
