@@ -75,13 +75,13 @@ GRAPHS = {
         "ONNX Runtime cannot open the model",
     ),
     "a frozen batch": (of_batch_1(), "does not run at batch 3"),
-    "a batch of one": (graph([IDENTITY], source=("numbers", TensorProto.FLOAT, [1, 3])), "batches of one size alone"),
+    "a batch of one": (graph([IDENTITY], source=("numbers", TensorProto.FLOAT, [1, 3])), "batches of one size only"),
     "no probabilities": (
         graph([helper.make_node("Identity", ["numbers"], ["other"])], result="other"),
         "the outputs other",
     ),
     "whole numbers": (graph([IDENTITY], source=("numbers", TensorProto.INT64, ["batch", 3])), "cannot open"),
-    "logarithms": (graph([helper.make_node("Log", ["numbers"], ["probabilities"])]), "infinite or none"),
+    "logarithms": (graph([helper.make_node("Log", ["numbers"], ["probabilities"])]), "infinite or NaN"),
 }
 
 

@@ -163,7 +163,7 @@ def test_int8_that_was_calibrated_on_the_dark_is_refused(fp32, photographs):
     int8, _ = found.choice.trials
     assert not int8.chosen
     assert int8.parity.top1_agreement < 0.98
-    assert "98.0% is the least" in int8.reason
+    assert "98.0% is the minimum" in int8.reason
 
 
 def test_less_agreement_is_enough_where_its_owner_says_so(fp32, photographs):
@@ -177,7 +177,7 @@ def test_less_agreement_is_enough_where_its_owner_says_so(fp32, photographs):
 
 @pytest.mark.parametrize("asked", ["int8", "fp16"])
 def test_images_that_prove_nothing_are_refused(fp32, photographs, asked):
-    with pytest.raises(ArtifactError, match="one label, which tells nothing") as caught:
+    with pytest.raises(ArtifactError, match="the same label, so agreement means nothing") as caught:
         choose(fp32, spec_of(asked), photographs(9, [(90, 40, 40)]))
     assert "several classes" in caught.value.cure
 
@@ -223,7 +223,7 @@ def test_a_network_that_the_tools_do_not_know_stays_in_fp32(fp32, photographs, m
 
     monkeypatch.setattr(precision, "quantize_static", fail)
     paths = photographs(60)
-    with pytest.raises(ArtifactError, match="cannot make the network int8: no shape for a tensor") as caught:
+    with pytest.raises(ArtifactError, match="cannot convert the network to int8: no shape for a tensor") as caught:
         choose(fp32, spec_of("int8"), paths)
     assert 'precision = "fp32"' in caught.value.cure
     found = choose(fp32, spec_of("auto"), paths)
@@ -292,7 +292,7 @@ def test_a_network_without_a_layer_for_int8_is_told(tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 3)).tolist()
     (tmp_path / "calibration" / "inputs.json").write_text(json.dumps({"instances": rows}))
     paths = find_calibration(tmp_path, item)
-    with pytest.raises(ArtifactError, match="no layer that would gain"):
+    with pytest.raises(ArtifactError, match="no layer that int8 would speed up"):
         choose(numbers_network(hidden=False), spec_of("int8", input=item), paths)
 
 
