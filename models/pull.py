@@ -21,8 +21,9 @@ from typing import Any
 
 from models import catalog
 from models.architecture import Architecture
+from models.artifact import toml_file
 from models.artifact.artifact import CONFIG_FILE, OVERRIDE_FILE
-from models.artifact.publish import next_version, publish, toml
+from models.artifact.publish import next_version, publish
 from models.artifact.resolution import read_labels
 from models.conversion.sandbox import die_with_parent
 from models.errors import ArtifactError
@@ -202,7 +203,7 @@ def settings(fetched: Fetched, architecture: Architecture, *, whole: bool) -> st
     values: dict[str, Any] = {"architecture": architecture.name, "labels": fetched.labels}
     if whole or fetched.input != architecture.input:
         values["input"] = _described(fetched.input)
-    return f"# {fetched.title}, fetched by menagerie pull.\n{toml(values)}"
+    return f"# {fetched.title}, fetched by menagerie pull.\n{toml_file.dumps(values)}"
 
 
 def _described(image: ImageInput) -> dict[str, Any]:

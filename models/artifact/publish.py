@@ -1,11 +1,8 @@
 """Files -> a version in its place, whole or not at all."""
 
-import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from models.errors import ArtifactError
@@ -72,16 +69,3 @@ def _emptied(directory: Path) -> list[Path]:
         if not entry.is_dir(follow_symlinks=False):
             os.unlink(entry.path)  # noqa: PTH108 - a Path of each would take twice as long
     return [Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False)]
-
-
-def toml(values: Mapping[str, Any]) -> str:
-    """Settings as a model.toml has them: mappings become tables. Strings, numbers and lists are written as in JSON."""
-    tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
-    lines = [_pair(name, value) for name, value in values.items() if name not in tables]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(_pair(*pair) for pair in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _pair(name: str, value: Any) -> str:
-    return f"{name} = {json.dumps(value, ensure_ascii=False)}"

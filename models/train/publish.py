@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from models import catalog
-from models.artifact import formats
+from models.artifact import formats, toml_file
 from models.artifact.artifact import CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Draft, ModelConfig, Spec
-from models.artifact.publish import next_version, publish, sync, toml
+from models.artifact.publish import next_version, publish, sync
 from models.artifact.resolution import find_weights, specify
 from models.errors import ArtifactError
 
@@ -59,7 +58,7 @@ def _add_version(model: Path, staging: Path, spec: Spec) -> Path:
         labels = model / LABELS_FILE
         if not labels.exists():
             _write(labels, "".join(f"{label}\n" for label in spec.labels))
-        _write(config, toml({"architecture": spec.architecture, "input": _input(spec)}))
+        _write(config, toml_file.dumps({"architecture": spec.architecture, "input": _input(spec)}))
     _override(model, staging, spec)
     while True:
         target = model / str(next_version(model))
@@ -85,7 +84,7 @@ def _override(model: Path, staging: Path, spec: Spec) -> None:
         "output": spec.output,
         "input": _input(spec),
     }
-    (staging / OVERRIDE_FILE).write_text(toml(values), encoding="utf-8")
+    (staging / OVERRIDE_FILE).write_text(toml_file.dumps(values), encoding="utf-8")
     if _resolved(model, staging, spec) != spec:
         raise ArtifactError(
             f"the settings in {model / CONFIG_FILE} cannot be those of this version", "name another --output"
@@ -96,9 +95,8 @@ def _resolved(model: Path, version: Path, spec: Spec) -> Spec | Draft | None:
     """What the service would take the version for; None where it would refuse it."""
     written = formats.KERAS if spec.framework == "keras" else formats.STATE_DICT
     try:
-        config = ModelConfig.model_validate(tomllib.loads((model / CONFIG_FILE).read_text(encoding="utf-8")))
-        if (override := version / OVERRIDE_FILE).exists():
-            config = config.overridden(tomllib.loads(override.read_text(encoding="utf-8")))
+        config = ModelConfig.model_validate(toml_file.read(model / CONFIG_FILE))
+        config = config.overridden(toml_file.read(version / OVERRIDE_FILE))
         architecture = None if config.architecture is None else catalog.find(config.architecture)
         weights = find_weights(config, version)
         return specify(config, architecture, written, model / LABELS_FILE, weights.name)

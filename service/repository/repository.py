@@ -21,7 +21,7 @@ from models.artifact.artifact import (
     Artifact,
     ModelConfig,
 )
-from models.artifact.formats import MOST_ENTRIES, below
+from models.artifact.formats import MAX_ENTRIES, below
 from models.artifact.manifest import MANIFEST_FILE, Manifest
 from models.artifact.publish import is_version
 from models.artifact.resolution import resolve
@@ -183,7 +183,7 @@ def _files(directory: Path) -> list[Path]:
     try:
         return below(directory)
     except ArtifactError:
-        return [*islice(directory.iterdir(), MOST_ENTRIES)]
+        return [*islice(directory.iterdir(), MAX_ENTRIES)]
 
 
 @contextmanager

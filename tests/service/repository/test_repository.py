@@ -8,7 +8,7 @@ import pytest
 
 from models.artifact.artifact import Artifact
 from models.artifact.publish import MAX_VERSION, remove
-from models.artifact.resolution import MOST_IMAGES
+from models.artifact.resolution import MAX_IMAGES
 from models.inputs import ImageInput, NumbersInput
 from service.commands.listing import versions
 from service.errors import RepositoryError
@@ -361,8 +361,8 @@ def test_calibration_images_are_files_and_not_too_many(tmp_path):
     with pytest.raises(RepositoryError, match=r"calibration/link\.png is not a regular file"):
         Repository(tmp_path).resolve("lenet", 1)
     (tmp_path / "lenet" / "calibration" / "link.png").unlink()
-    many = {f"image{index}": b"" for index in range(MOST_IMAGES)}
-    with pytest.raises(RepositoryError, match=f"{MOST_IMAGES + 1} images"):
+    many = {f"image{index}": b"" for index in range(MAX_IMAGES)}
+    with pytest.raises(RepositoryError, match=f"{MAX_IMAGES + 1} images"):
         calibrated(tmp_path, "int8", **many)
 
 
@@ -390,7 +390,7 @@ def test_directories_without_end_and_files_without_number_cost_a_version_nothing
     calibrated(tmp_path, "fp32")
     nested(tmp_path / "lenet" / "2" / "weights", 2500)
     (tmp_path / "lenet" / "2" / "weights" / "saved_model.pb").write_bytes(b"")
-    monkeypatch.setattr("models.artifact.formats.MOST_ENTRIES", 20)
+    monkeypatch.setattr("models.artifact.formats.MAX_ENTRIES", 20)
     calibrated(tmp_path, "fp32", **{f"image{index}": b"" for index in range(30)})
     repository = Repository(tmp_path)
     assert list(repository.inventory("lenet").wanted) == [2]
