@@ -70,7 +70,7 @@ _ONNX_GRAPH = 7
 _MAX_ONNX_FIELDS = 2**16  # told within a second; a file has a field for each function and note, some thousands at most
 
 
-def tell(path: Path) -> Format:
+def detect(path: Path) -> Format:
     """The format of a file, of a SavedModel's directory, or of the checkpoint whose index this is.
 
     Raises ArtifactError where it is none, OSError.

@@ -40,7 +40,7 @@ _BUILT_IN_LABELS = _MODELS / "labels"
 def resolve(config: ModelConfig, architecture: Architecture | None, directory: Path, labels_file: Path) -> Artifact:
     """Fills in every default of one version in `directory`. Raises ArtifactError, pydantic.ValidationError."""
     weights = find_weights(config, directory)
-    found = formats.tell(weights)
+    found = formats.detect(weights)
     spec = specify(config, architecture, found, labels_file, weights.name)
     calibration: tuple[Path, ...] = ()
     if spec.precision != "fp32":

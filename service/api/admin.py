@@ -10,8 +10,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 
-from models.artifact.publish import MAX_VERSION
 from models.artifact.toml_file import MAX_BYTES
+from models.artifact.versions import MAX_VERSION
 from service.api.body import BodyReader, declared_bytes
 from service.api.schemas import ModelBody, UploadAnswer, VersionBody, errors
 from service.errors import BadRequest, BodyTooLarge, Unauthorized

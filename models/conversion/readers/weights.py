@@ -27,7 +27,7 @@ def load(network: Any, framework: Framework, path: Path, architecture: str = "")
 
     Raises ArtifactError, naming the architecture that the file would fit, unless that is `architecture` itself.
     """
-    found = formats.tell(path)
+    found = formats.detect(path)
     if found.framework != framework:
         raise ArtifactError(f"{path.name} is {found.title}, and the network is built in {framework}", _WRONG_NETWORK)
     with told(f"{path.name} cannot be read as {found.title}", BROKEN_FILE):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact.publish import MAX_VERSION
+from models.artifact.versions import MAX_VERSION
 from service import metrics
 from service.errors import UploadInvalid
 from service.repository.publisher import STAGING, _check_unpacked
