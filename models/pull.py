@@ -6,10 +6,8 @@ It reads a PullJob on standard input and writes one line of JSON to standard out
 TITLE}` or `{"reason": TEXT, "cure": TEXT}`. The library's progress output goes to standard error.
 """
 
-import fcntl
 import json
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +19,10 @@ from typing import Any
 
 from models import catalog
 from models.architecture import Architecture
+from models.artifact import staging, toml_file
 from models.artifact.artifact import CONFIG_FILE, OVERRIDE_FILE
-from models.artifact.publish import next_version, publish, toml
 from models.artifact.resolution import read_labels
+from models.artifact.versions import add_version
 from models.conversion.sandbox import die_with_parent
 from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, Frozen, ImageInput
@@ -169,32 +168,17 @@ def _translate_errors(source: Callable[[], tuple[str, Path]]) -> Iterator[None]:
 def place(fetched: Fetched, architecture: Architecture, model: Path) -> Path:
     """A new version of the model in its repository, complete or not at all; an older one stays as it is."""
     model.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(model.parent):
-        staging = model.with_name(f".{model.name}.staging")
-        shutil.rmtree(staging, ignore_errors=True)  # what a killed one left
-        version = staging / "1"
+    with staging.locked(model.parent), staging.staged(model.parent, f".{model.name}.staging") as room:
+        fresh = room / model.name
+        version = fresh / "1"
         version.mkdir(parents=True)
-        try:
-            fetched.save(version / fetched.file)
-            if not model.exists():
-                (staging / CONFIG_FILE).write_text(settings(fetched, architecture, whole=False), encoding="utf-8")
-                return publish(staging, model) / version.name
-            # model.toml is about other weights, and its owner's.
-            (version / OVERRIDE_FILE).write_text(settings(fetched, architecture, whole=True), encoding="utf-8")
-            return publish(version, model / str(next_version(model)))
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One at a time; released by the kernel, however this process ends."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        fetched.save(version / fetched.file)
+        if not model.exists():
+            (fresh / CONFIG_FILE).write_text(settings(fetched, architecture, whole=False), encoding="utf-8")
+            return staging.rename(fresh, model) / version.name
+        # The existing model.toml describes other weights, and belongs to the user.
+        (version / OVERRIDE_FILE).write_text(settings(fetched, architecture, whole=True), encoding="utf-8")
+        return add_version(version, model)
 
 
 def settings(fetched: Fetched, architecture: Architecture, *, whole: bool) -> str:
@@ -202,7 +186,7 @@ def settings(fetched: Fetched, architecture: Architecture, *, whole: bool) -> st
     values: dict[str, Any] = {"architecture": architecture.name, "labels": fetched.labels}
     if whole or fetched.input != architecture.input:
         values["input"] = _described(fetched.input)
-    return f"# {fetched.title}, fetched by menagerie pull.\n{toml(values)}"
+    return f"# {fetched.title}, fetched by menagerie pull.\n{toml_file.dumps(values)}"
 
 
 def _described(image: ImageInput) -> dict[str, Any]:

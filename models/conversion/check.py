@@ -19,7 +19,7 @@ import onnxruntime
 from pydantic import NonNegativeInt, PositiveInt
 
 from models.artifact.artifact import Spec
-from models.artifact.manifest import PUBLISH_AGAIN, read_published
+from models.artifact.manifest import CONVERT_AGAIN, read_converted
 from models.conversion.events import Events
 from models.conversion.graph.runtime import session_options
 from models.conversion.graph.sample_items import sample_items
@@ -57,9 +57,9 @@ def check(job: CheckJob, step: Callable[[str], AbstractContextManager[None]]) ->
     before = resident_bytes()
     with step("read"):
         try:
-            manifest, content = read_published(job.directory)
+            manifest, content = read_converted(job.directory)
         except OSError as error:
-            raise ArtifactError(f"a published file cannot be read: {error.strerror}", PUBLISH_AGAIN) from error
+            raise ArtifactError(f"a published file cannot be read: {error.strerror}", CONVERT_AGAIN) from error
     with step("open"):
         try:
             session = onnxruntime.InferenceSession(

@@ -20,8 +20,8 @@ from models.architecture import Architecture
 from models.artifact import formats
 from models.artifact.artifact import Artifact, Draft, Spec
 from models.artifact.manifest import MANIFEST_FILE, ONNX_FILE, Manifest
-from models.artifact.publish import sync
 from models.artifact.resolution import converter_sources, fingerprint
+from models.artifact.staging import sync
 from models.conversion.events import Events
 from models.conversion.readers import weights, whole
 from models.errors import ArtifactError
@@ -111,7 +111,7 @@ class Conversion:
         """Raises ArtifactError if the files have changed since the artifact was resolved."""
         spec, path = self.artifact.spec, self.artifact.weights
         architecture = None if isinstance(spec, Draft) else catalog.find(spec.architecture)
-        sources = [*converter_sources(architecture, formats.tell(path)), *self.artifact.calibration]
+        sources = [*converter_sources(architecture, formats.detect(path)), *self.artifact.calibration]
         if fingerprint(spec, path, sources) != self.artifact.fingerprint:
             raise ArtifactError("the weights changed while they were read", "write them once, then load them again")
 

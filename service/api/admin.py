@@ -10,8 +10,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 
-from models.artifact.publish import MAX_VERSION
-from models.artifact.toml_file import MOST_BYTES
+from models.artifact.toml_file import MAX_BYTES
+from models.artifact.versions import MAX_VERSION
 from service.api.body import BodyReader, declared_bytes
 from service.api.schemas import ModelBody, UploadAnswer, VersionBody, errors
 from service.errors import BadRequest, BodyTooLarge, Unauthorized
@@ -72,8 +72,8 @@ async def define_model(request: Request, model: str) -> ModelBody:
     """Writes the model's model.toml, which is the body: of a new model, or in the place of the old one."""
     bodies: BodyReader = request.state.bodies
     async with bodies.receive(request) as body:
-        if len(body) > MOST_BYTES:
-            raise BodyTooLarge(f"a model.toml has at most {MOST_BYTES} bytes", cure="put labels into labels.txt")
+        if len(body) > MAX_BYTES:
+            raise BodyTooLarge(f"a model.toml has at most {MAX_BYTES} bytes", cure="put labels into labels.txt")
         try:
             body.decode()
         except UnicodeDecodeError as error:

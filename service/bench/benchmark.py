@@ -28,7 +28,7 @@ from service.images import raster
 from service.images.preprocess import decode
 from service.images.shortcuts import Shortcuts
 from service.inference.engine import CPU, Engine, plan
-from service.repository.repository import Repository, read_published
+from service.repository.repository import Repository, read_converted
 from service.settings import Settings
 
 TINY = Path(__file__).with_name("tiny")
@@ -207,11 +207,11 @@ def _published(settings: Settings, model: str) -> tuple[Manifest, bytes]:
     repository = Repository(settings.repository)
     source = repository.resolve(model, repository.wanted(model)[-1]).source
     if isinstance(source, Artifact):
-        directory = Converter.of(settings).published(source)
+        directory = Converter.of(settings).converted(source)
         if directory is None:
             raise BenchError(f"{model} changed while it was measured", cure="measure again")
         source = directory
-    return read_published(source)
+    return read_converted(source)
 
 
 def _machine(wanted: Benchmark, body: bytes, kind: str, provider: str) -> dict[str, str]:

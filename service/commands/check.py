@@ -8,7 +8,7 @@ from service.commands.console import complain, out, report_errors
 from service.commands.listing import versions
 from service.commands.options import RepositoryOption, read_settings
 from service.errors import RepositoryError, ServiceError
-from service.repository.repository import Repository, read_published
+from service.repository.repository import Repository, read_converted
 
 
 def check(repository: RepositoryOption = None) -> None:
@@ -23,7 +23,7 @@ def check(repository: RepositoryOption = None) -> None:
                 if isinstance(found, ServiceError):
                     raise found
                 if isinstance(found.source, Path):
-                    read_published(found.source)
+                    read_converted(found.source)
                 out.print(f"{title}: sound")
             except ServiceError as error:
                 problems += 1

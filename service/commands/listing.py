@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from models.artifact.publish import MAX_VERSION
+from models.artifact.versions import MAX_VERSION
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.repository.repository import Repository, Version
 

@@ -69,7 +69,7 @@ def _repository_rows(settings: Settings) -> Iterator[tuple[str, ...]]:
         if isinstance(found, ServiceError):
             yield name, label, "UNAVAILABLE", "", "", "", f"{found.message}; {found.cure}"
         elif isinstance(found.source, Artifact):
-            spec, state = found.source.spec, "CONVERTED" if converter.published(found.source) else "TO CONVERT"
+            spec, state = found.source.spec, "CONVERTED" if converter.converted(found.source) else "TO CONVERT"
             yield name, label, state, spec.architecture, spec.framework, "", ""
         else:
             yield name, label, "PUBLISHED", "", "", "", ""

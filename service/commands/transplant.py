@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import tempfile
 import time
 from enum import StrEnum
 from importlib import util
@@ -13,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from models import catalog
-from models.artifact import formats, toml_file
+from models.artifact import formats, staging, toml_file
 from models.artifact.artifact import OVERRIDE_FILE, Artifact, Spec
-from models.artifact.publish import next_version, publish, toml
+from models.artifact.versions import add_version
+from models.errors import ArtifactError
 from service import logs
 from service.commands.console import CommandError, out, report_errors
 from service.commands.listing import known
@@ -59,6 +59,8 @@ def transplant(
             directory, difference = asyncio.run(_transplant(found, name, number, artifact, to, settings))
         except KeyboardInterrupt:
             raise CommandError("interrupted: nothing was published", cure="give the same command again") from None
+        except ArtifactError as error:
+            raise CommandError(str(error), cure=error.cure) from error
         except OSError as error:
             raise CommandError(
                 f"a file could not be written: {error.strerror}",
@@ -118,19 +120,18 @@ async def _transplant(
         out.print(f"{name}/{number}: {time.monotonic() - started:5.1f} s  {step}")
 
     limits = Limits(settings.conversion_timeout_seconds, settings.conversion_memory_bytes, FILE_BYTES).now()
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=repository.root) as staging:
-        built = Path(staging) / "version"
+    with staging.staged(repository.root, f".{name}.{number}.staging") as directory:
+        built = directory / "version"
         file = built / _FILES[to]
         job = {"artifact": artifact.model_dump(mode="json"), "framework": to.value, "file": str(file)}
-        child = Child(TRANSPLANT, built.parent, limits, on_step, Unconfined(TRANSPLANT))
+        child = Child(TRANSPLANT, directory, limits, on_step, Unconfined(TRANSPLANT))
         difference = await child.run(json.dumps(job))
         if built.is_symlink() or list(built.iterdir()) != [file] or not formats.is_regular(file):
             raise CommandError("the transplanting process left other files than the weights", cure=TRANSPLANT.cure)
         title = f"# The weights of {name}/{number}, transplanted to {_TITLES[to]} by menagerie transplant.\n"
         values = _settings(repository, name, number, to)
-        (built / OVERRIDE_FILE).write_text(title + toml(values), encoding="utf-8")
-        model = repository.root / name
-        return publish(built, model / str(next_version(model))), difference
+        (built / OVERRIDE_FILE).write_text(title + toml_file.dumps(values), encoding="utf-8")
+        return add_version(built, repository.root / name), difference
 
 
 def _settings(repository: Repository, name: str, number: int, to: Target) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def load(network: Any, framework: Framework, path: Path, architecture: str = "")
 
     If the weights belong to another architecture than `architecture`, raises ArtifactError with its name.
     """
-    found = formats.tell(path)
+    found = formats.detect(path)
     if found.framework != framework:
         raise ArtifactError(f"{path.name} is {found.title}, and the network is built in {framework}", _WRONG_NETWORK)
     with translate_errors(f"{path.name} cannot be read as {found.title}", BROKEN_FILE):

@@ -49,7 +49,7 @@ class Whole:
 def open_whole(artifact: Artifact, *, allow_code: bool) -> tuple[Any, Spec]:
     """The network with its weights, and the complete spec. Raises ArtifactError."""
     assert isinstance(artifact.spec, Draft)
-    path, found = artifact.weights, formats.tell(artifact.weights)
+    path, found = artifact.weights, formats.detect(artifact.weights)
     if found.code and not allow_code:
         data = " Or name an architecture: of a SavedModel the weights alone are then read."
         raise ArtifactError(

@@ -12,7 +12,7 @@ from service.bench.server import BenchError
 from service.images.preprocess import decode
 from service.images.shortcuts import EXACT, Shortcuts
 from service.inference.engine import Engine, plan
-from service.repository.repository import read_published
+from service.repository.repository import read_converted
 from service.settings import Settings
 from tests import images
 from tests.command_line import menagerie
@@ -39,7 +39,7 @@ def test_the_tiny_model_is_the_one_that_the_tests_make(tmp_path):
 
 
 def test_parts_are_measured_alone(monkeypatch):
-    manifest, content = read_published(TINY / "tiny" / "1")
+    manifest, content = read_converted(TINY / "tiny" / "1")
     spec = manifest.spec.input
     engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
     engine.open(3)
@@ -59,7 +59,7 @@ def test_parts_are_measured_alone(monkeypatch):
 
 
 def test_shortcuts_are_compared_alone_and_together():
-    manifest, content = read_published(TINY / "tiny" / "1")
+    manifest, content = read_converted(TINY / "tiny" / "1")
     spec = manifest.spec.input
     engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
     engine.open(3)
@@ -78,7 +78,7 @@ def test_shortcuts_are_compared_alone_and_together():
 def test_what_a_shortcut_changes_is_counted(monkeypatch):
     import numpy as np
 
-    manifest, content = read_published(TINY / "tiny" / "1")
+    manifest, content = read_converted(TINY / "tiny" / "1")
     engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
     engine.open(3)
     spec = manifest.spec.input
@@ -105,7 +105,7 @@ def test_the_photographs_are_those_of_a_directory(tmp_path):
 
 @pytest.mark.parametrize("body", [b"", b"no image", PHOTOGRAPH[:5000], images.png(images.gradient())])
 def test_what_cannot_be_compared_is_left_out(body):
-    manifest, content = read_published(TINY / "tiny" / "1")
+    manifest, content = read_converted(TINY / "tiny" / "1")
     engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
     engine.open(3)
     found = agreement.measure([body, PHOTOGRAPH, body], manifest.spec.input, engine, Shortcuts())

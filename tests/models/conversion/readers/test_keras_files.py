@@ -85,7 +85,7 @@ for of in (keras, tf_keras):
             disguised = path if path.is_dir() or path.suffix == ".index" else path.rename(room / "weights.pth")
             fresh = build(keras)
             weights.load(fresh, "keras", disguised)
-            print(json.dumps([path.name, formats.tell(disguised).name, difference(answers(fresh, data), expected)]))
+            print(json.dumps([path.name, formats.detect(disguised).name, difference(answers(fresh, data), expected)]))
 
 class Subclassed(tf_keras.Model):  # as tutorials have it; what its layers are called is not how Keras numbers them
     def __init__(self):

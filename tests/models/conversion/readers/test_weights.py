@@ -52,7 +52,7 @@ cases = {{
 }}
 for name, save in cases.items():
     save(room / name)
-    print(json.dumps([name, formats.tell(room / name).name, load(room / name)]))
+    print(json.dumps([name, formats.detect(room / name).name, load(room / name)]))
 """
 
 
