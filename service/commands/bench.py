@@ -20,7 +20,7 @@ from service.settings import Settings
 
 def bench(
     model: Annotated[
-        str | None, typer.Argument(help="Name of the model [default: the first of the repository]")
+        str | None, typer.Argument(help="Name of the model; by default the first of the repository")
     ] = None,
     repository: RepositoryOption = None,
     cache: CacheOption = None,

@@ -19,9 +19,9 @@ from service.host.child import CHILD_ENVIRONMENT
 def pull(
     architecture: Annotated[str, typer.Argument(help="Such as torchvision:resnet50 or keras:ResNet50")],
     output: Annotated[Path, typer.Option(help="Model repository to put it into; created if missing")],
-    name: Annotated[str | None, typer.Option(help="Name of the model [default: the architecture's]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default the architecture's")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Which of several official weights [default: the recommended ones]")
+        str | None, typer.Option(help="Which of several official weights; by default the recommended ones")
     ] = None,
 ) -> None:
     """Download official weights of torchvision or keras.applications, as a new model or as its next version."""
