@@ -1,1 +1,1 @@
-"""What is served, and how it becomes ONNX. Knows nothing of the service."""
+"""The networks, their weights, and the conversion to ONNX. Imports nothing of the service."""

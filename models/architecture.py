@@ -1,4 +1,4 @@
-"""One architecture of the catalog: its paper, what it takes, and how each framework builds it."""
+"""One architecture of the catalog: its paper, its input, and its builder in each framework."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ Framework = Literal["torch", "keras"]
 Builder = Callable[..., Any]
 """`builder(shape, num_classes, **options)` returns the framework's own network: a torch.nn.Module or a keras.Model.
 
-`shape` is one item's as the server holds it, channels last: (height, width, channels), (features,) or (steps,
-features). A PyTorch network takes images channels first.
+`shape` is the shape of one item, channels last: (height, width, channels), (features,) or (steps, features). PyTorch
+networks take images channels first.
 """
 
 Builders = Mapping[Framework, Builder]
@@ -21,7 +21,7 @@ Builders = Mapping[Framework, Builder]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A network as its paper or its seed gives it, unbuilt: reading the catalog imports no framework."""
+    """A network as its paper or its seed describes it, not built yet: reading the catalog imports no framework."""
 
     name: str
     paper: str
@@ -29,19 +29,19 @@ class Architecture:
     input: Input
     num_classes: int
     parameters: int
-    """Trainable parameters as built by default; the same in every framework."""
+    """Trainable parameters of the default network; the same in every framework."""
     statistics: int = 0
-    """Running means and variances of batch normalisation, which Keras counts as parameters too."""
+    """Running means and variances of batch normalisation. Keras counts them as parameters too."""
     builders: Builders
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The row of the family's table: what its builders are called with, beside shape and classes."""
+    """Arguments of the builders beside shape and classes: the network's row in the table of its family."""
     output: Output = "logits"
 
     def build(self, framework: Framework, shape: tuple[int, ...] | None = None, outputs: int | None = None) -> Any:
         """The framework's own network, untrained.
 
-        `shape` is one item's, channels last; `outputs` is how many numbers the network gives for it. The defaults are
-        the architecture's own. Raises what the framework raises where the shape is too small for the network.
+        `shape` is the shape of one item, channels last, and `outputs` the number of outputs for it. The defaults are
+        the architecture's own. If the shape is too small for the network, raises the framework's own error.
         """
         if outputs is None:
             outputs = outputs_of(self.output, self.num_classes)

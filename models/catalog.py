@@ -1,4 +1,4 @@
-"""Every architecture, by name. Importing it imports no framework."""
+"""Every architecture, by name. Importing this module imports no framework."""
 
 from difflib import get_close_matches
 
@@ -26,7 +26,7 @@ CATALOG: dict[str, Architecture] = {
     architecture.name: architecture for family in FAMILIES for architecture in family.ARCHITECTURES
 }
 
-# The frameworks' own networks, called by their own names behind `torchvision:` and `keras:`.
+# The frameworks' own networks, under their own names after `torchvision:` or `keras:`.
 LIBRARIES: dict[str, Architecture] = {
     architecture.name: architecture
     for library in (torchvision_models, keras_applications)
@@ -35,7 +35,7 @@ LIBRARIES: dict[str, Architecture] = {
 
 
 def find(name: str) -> Architecture:
-    """The architecture of that name. Raises ArtifactError, naming the nearest."""
+    """The architecture of that name. Raises ArtifactError with the nearest known name."""
     known = CATALOG | LIBRARIES
     if name in known:
         return known[name]
@@ -46,7 +46,7 @@ def find(name: str) -> Architecture:
 
 
 def rows() -> list[tuple[str, str, str, str, str]]:
-    """The catalog as a table for people: name, paper, input, trainable parameters, frameworks."""
+    """The catalog as a table: name, paper, input, trainable parameters, frameworks."""
     titles = {"torch": "PyTorch", "keras": "Keras"}
     return [
         (

@@ -1,15 +1,15 @@
-"""What is wrong with an artifact, and its cure."""
+"""Errors in artifacts, each with its cure."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pydantic import ValidationError
 
-_MOST_CHARACTERS = 300  # of somebody else's message
+_MOST_CHARACTERS = 300  # of a library's message
 
 
 class ArtifactError(ValueError):
-    """An artifact that cannot be used; the text says what is wrong, `cure` what to do."""
+    """An artifact that cannot be used. The text says why, and `cure` says what to do."""
 
     def __init__(self, message: str, cure: str) -> None:
         super().__init__(message)
@@ -17,7 +17,7 @@ class ArtifactError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says of its failure, in one line that is not long."""
+    """The first line of a library's error message, shortened."""
     if isinstance(error, ValidationError):
         problem = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"[:_MOST_CHARACTERS]
@@ -25,10 +25,10 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def told(message: str, cure: str) -> Iterator[None]:
-    """What a library says of a file or a network becomes an ArtifactError.
+def translate_errors(message: str, cure: str) -> Iterator[None]:
+    """Translates whatever a library raises about a file or a network into an ArtifactError.
 
-    Unless it is one, a library is missing, or memory ran out.
+    ArtifactError, ModuleNotFoundError and MemoryError pass unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a network gives, and the probabilities that it stands for."""
+"""The outputs of a network, and the probabilities computed from them."""
 
 from typing import Any, Literal
 
@@ -6,16 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Output = Literal["logits", "probabilities", "logit", "probability"]
-"""A number for each class, or one number for the second of two classes."""
+"""The meaning of the outputs: a number for each class, or one number for the second of two classes."""
 
 
 def outputs_of(output: Output, num_classes: int) -> int:
-    """How many numbers a network gives for an item."""
+    """How many numbers a network returns for an item."""
     return 1 if output in {"logit", "probability"} else num_classes
 
 
 def probabilities_of(given: NDArray[Any], output: Output) -> NDArray[Any]:
-    """One probability for each class, [N, classes], by plain arithmetic from what the network gives, [N, outputs]."""
+    """Probabilities, [N, classes], computed from the outputs of the network, [N, outputs]."""
     if output == "probabilities":
         return given
     if output == "probability":

@@ -1,15 +1,13 @@
-"""The child process that fetches official weights, with their library's own loader, into a model repository.
+"""The child process that downloads official weights into a model repository, with their library's own loader.
 
     python -P -m models.pull < job.json
 
-It reads a Job on standard input and writes one line of JSON to standard output: `{"pulled": DIRECTORY, "weights":
-TITLE}` or `{"reason": TEXT, "cure": TEXT}`. What the library says of its progress goes to standard error.
+It reads a PullJob on standard input and writes one line of JSON to standard output: `{"pulled": DIRECTORY, "weights":
+TITLE}` or `{"reason": TEXT, "cure": TEXT}`. The library's progress output goes to standard error.
 """
 
-import fcntl
 import json
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +19,10 @@ from typing import Any
 
 from models import catalog
 from models.architecture import Architecture
+from models.artifact import staging, toml_file
 from models.artifact.artifact import CONFIG_FILE, OVERRIDE_FILE
-from models.artifact.publish import next_version, publish, toml
 from models.artifact.resolution import read_labels
+from models.artifact.versions import add_version
 from models.conversion.sandbox import die_with_parent
 from models.errors import ArtifactError
 from models.inputs import NORMALIZATIONS, Frozen, ImageInput
@@ -32,37 +31,37 @@ from models.zoo import keras_applications, torchvision_models
 BUILT_IN_LABELS = "imagenet"
 
 
-class Job(Frozen):
-    """What the child is asked for."""
+class PullJob(Frozen):
+    """The work that the child is asked to do."""
 
     architecture: str
     weights: str | None = None
-    """The library's name for one of several. Default: the one that it recommends."""
+    """The library's name for one of several sets of weights. Default: the set that it recommends."""
     output: Path
     """A model repository."""
     name: str
-    """The model's, in the repository."""
+    """The name of the model in the repository."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """Official weights, and what they were trained with."""
+    """Official weights, and the input and labels that they were trained with."""
 
     title: str
     """Their name, with the library and its version."""
     file: str
-    """What `save` writes."""
+    """The file that `save` writes."""
     save: Callable[[Path], None]
     input: ImageInput
     labels: str | list[str]
-    """As model.toml has them."""
+    """The value of `labels` in model.toml."""
 
 
-def pull(job: Job) -> tuple[Path, str]:
+def pull(job: PullJob) -> tuple[Path, str]:
     """The new version's directory, and the title of its weights. Raises ArtifactError, OSError."""
     model = job.output / job.name
     if model.exists() and not (model / CONFIG_FILE).is_file():
-        raise ArtifactError(f"{model} is no model: it has no {CONFIG_FILE}", "choose another --name")
+        raise ArtifactError(f"{model} is not a model: it has no {CONFIG_FILE}", "choose another --name")
     architecture = catalog.find(job.architecture)
     if architecture.name not in catalog.LIBRARIES or architecture.name.endswith(keras_applications.SCRATCH):
         raise ArtifactError(f"there are no official weights of {architecture.name}", _near(architecture.name))
@@ -71,7 +70,7 @@ def pull(job: Job) -> tuple[Path, str]:
 
 
 def _near(name: str) -> str:
-    """What to pull instead."""
+    """The cure: the command that pulls similar weights."""
     plain = name.removesuffix(keras_applications.SCRATCH)
     known = [each for each in catalog.LIBRARIES if each in {plain, torchvision_models.PREFIX + plain}]
     return f"menagerie pull {known[0] if known else 'torchvision:NAME, or keras:NAME'}"
@@ -83,15 +82,15 @@ def _of_torchvision(architecture: Architecture, asked: str | None) -> Fetched:
     from torchvision import models  # noqa: PLC0415
 
     name = architecture.options["name"]
-    # A set without categories is not for classifying: some of its weights are NaN.
+    # A set of weights without categories is no classifier: some of its weights are NaN.
     choices = {each.name: each for each in models.get_model_weights(name) if each.meta["categories"]}
     weights = choices[_chosen(asked, models.get_model_weights(name).DEFAULT.name, choices)]
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
-    with _explained(lambda: (weights.url, cached)):
+    with _translate_errors(lambda: (weights.url, cached)):
         network = models.get_model(name, weights=weights)
     transforms, categories = weights.transforms(), weights.meta["categories"]
     mean, std = tuple(transforms.mean), tuple(transforms.std)
-    # The network itself would make -1..1 of what was normalised: torchvision_models says more.
+    # The network would scale normalised pixels to -1..1 itself: see torchvision_models.
     centred = name in torchvision_models.TRAINING_ONLY or mean == std == (0.5,) * len(mean)
     return Fetched(
         title=f"{weights.name} of torchvision {metadata.version('torchvision')}",
@@ -113,7 +112,7 @@ def _of_keras(architecture: Architecture, asked: str | None) -> Fetched:
 
     assert isinstance(architecture.input, ImageInput)
     weights = _chosen(asked, "imagenet", ["imagenet"])
-    with _asked_of_keras() as latest, _explained(lambda: latest[0]):
+    with _recorded_source() as latest, _translate_errors(lambda: latest[0]):
         network = getattr(applications, architecture.options["name"])(weights=weights, classifier_activation=None)
     return Fetched(
         title=f"{weights} of keras {metadata.version('keras')}",
@@ -126,13 +125,13 @@ def _of_keras(architecture: Architecture, asked: str | None) -> Fetched:
 
 def _chosen(asked: str | None, default: str, choices: Mapping[str, Any] | list[str]) -> str:
     if (asked or default) not in choices:
-        raise ArtifactError(f"there are no official weights {asked!r}", f"choose of {', '.join(choices)}")
+        raise ArtifactError(f"there are no official weights {asked!r}", f"choose one of {', '.join(choices)}")
     return asked or default
 
 
 @contextmanager
-def _asked_of_keras() -> Iterator[list[tuple[str, Path]]]:
-    """The address that a Keras network fetches its weights from, and where it keeps the file, once it has tried."""
+def _recorded_source() -> Iterator[list[tuple[str, Path]]]:
+    """Records the URL that a Keras network downloads its weights from, and the file that it keeps them in."""
     from keras.src.utils import file_utils  # noqa: PLC0415
 
     found: list[tuple[str, Path]] = []
@@ -151,8 +150,8 @@ def _asked_of_keras() -> Iterator[list[tuple[str, Path]]]:
 
 
 @contextmanager
-def _explained(source: Callable[[], tuple[str, Path]]) -> Iterator[None]:
-    """What stops a library's loader becomes an ArtifactError that names the address and the file, and what to do."""
+def _translate_errors(source: Callable[[], tuple[str, Path]]) -> Iterator[None]:
+    """Translates the errors of a library's loader into an ArtifactError that names the URL, the file and the cure."""
     try:
         yield
     except ModuleNotFoundError:
@@ -161,52 +160,37 @@ def _explained(source: Callable[[], tuple[str, Path]]) -> Iterator[None]:
         url, cached = source()
         reason = textwrap.shorten(str(error), 300)
         raise ArtifactError(
-            f"the official weights could not be fetched from {url}: {reason}",
-            f"where there is a network, fetch that file; copy it to {cached}; then give the same command again",
+            f"the official weights could not be downloaded from {url}: {reason}",
+            f"download that file where there is a network; copy it to {cached}; then run the same command again",
         ) from error
 
 
 def place(fetched: Fetched, architecture: Architecture, model: Path) -> Path:
     """A new version of the model in its repository, complete or not at all; an older one stays as it is."""
     model.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(model.parent):
-        staging = model.with_name(f".{model.name}.staging")
-        shutil.rmtree(staging, ignore_errors=True)  # what a killed one left
-        version = staging / "1"
+    with staging.locked(model.parent), staging.staged(model.parent, f".{model.name}.staging") as room:
+        fresh = room / model.name
+        version = fresh / "1"
         version.mkdir(parents=True)
-        try:
-            fetched.save(version / fetched.file)
-            if not model.exists():
-                (staging / CONFIG_FILE).write_text(settings(fetched, architecture, whole=False), encoding="utf-8")
-                return publish(staging, model) / version.name
-            # model.toml is about other weights, and its owner's.
-            (version / OVERRIDE_FILE).write_text(settings(fetched, architecture, whole=True), encoding="utf-8")
-            return publish(version, model / str(next_version(model)))
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One at a time; released by the kernel, however this process ends."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        fetched.save(version / fetched.file)
+        if not model.exists():
+            (fresh / CONFIG_FILE).write_text(settings(fetched, architecture, whole=False), encoding="utf-8")
+            return staging.rename(fresh, model) / version.name
+        # The existing model.toml describes other weights, and belongs to the user.
+        (version / OVERRIDE_FILE).write_text(settings(fetched, architecture, whole=True), encoding="utf-8")
+        return add_version(version, model)
 
 
 def settings(fetched: Fetched, architecture: Architecture, *, whole: bool) -> str:
-    """The text of a model.toml or artifact.toml: [input] where it is not the architecture's, or the `whole` of it."""
+    """The text of a model.toml or artifact.toml. [input] is left out if it is the architecture's, unless `whole`."""
     values: dict[str, Any] = {"architecture": architecture.name, "labels": fetched.labels}
     if whole or fetched.input != architecture.input:
         values["input"] = _described(fetched.input)
-    return f"# {fetched.title}, fetched by menagerie pull.\n{toml(values)}"
+    return f"# {fetched.title}, fetched by menagerie pull.\n{toml_file.dumps(values)}"
 
 
 def _described(image: ImageInput) -> dict[str, Any]:
-    """Settings of an [input], with the name of its normalisation where it has one."""
+    """The settings of [input], with the name of its normalisation if it has one."""
     values = image.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
     for mode, fields in NORMALIZATIONS.items():
         if all(getattr(image, name) == value for name, value in fields.items()):
@@ -215,12 +199,12 @@ def _described(image: ImageInput) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Runs the job on standard input; 0 when the version stands."""
+    """Runs the job on standard input. Returns 0 if the version was published."""
     die_with_parent()
-    # Frameworks print to standard output: keep it for the outcome, and send their words to standard error.
+    # Frameworks print to standard output: keep it for the outcome, and send their output to standard error.
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    job = Job.model_validate_json(sys.stdin.read())
+    job = PullJob.model_validate_json(sys.stdin.read())
     try:
         directory, title = pull(job)
         outcome = {"pulled": str(directory), "weights": title}

@@ -1,184 +1,112 @@
-"""Carries weights between the PyTorch and the Keras network of one architecture.
+"""The child process that writes a version's weights for the other framework's network of the same architecture.
 
-Layers that hold weights are paired by their order where the Keras network is a Sequential, else by their names, which
-are the same in both. Kernels are turned from one framework's layout into the other's.
+    python -P -m models.transplant < job.json
+
+The command runs it in the sandbox. It reads a TransplantJob on standard input and writes lines of JSON to standard
+output: `{"step": NAME}` as each step begins, then `{"result": ERROR}`, the relative difference between the outputs of
+the two networks, or `{"failed": STEP, "reason": TEXT, "cure": TEXT}`. It ends with code 0 when the file is written.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from models import catalog, twins
+from models.architecture import Framework
+from models.artifact.artifact import Artifact, Spec
+from models.conversion.convert import build
+from models.conversion.events import Events
+from models.conversion.graph.sample_items import sample_items
+from models.conversion.readers import weights
+from models.errors import ArtifactError
+from models.inputs import Frozen
 
-# Where PyTorch keeps the gates of a recurrent layer, in Keras' order: LSTM's are the same, GRU's first two swapped.
-_GATES = {"RNN": (0,), "LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2)}
-
-
-class Pair(NamedTuple):
-    """The same layer in both networks."""
-
-    name: str
-    module: Any
-    layer: Any
-    depth: int
-    """Which layer of a recurrent module, which Keras has one by one."""
-    channels: int
-    """Of the image that a dense layer reads flattened: channels first in PyTorch, last in Keras. Else 1."""
+STEPS = ("build", "load", "transplant", "compare", "save")
+TOLERANCE = 1e-4  # of the largest output, as between a framework and ONNX Runtime; sound networks stay below 1e-5
+_ITEMS = 4  # that the networks are compared on
 
 
-def to_keras(source: Any, target: Any) -> None:
-    """Fills a Keras network from a PyTorch one. Raises ValueError where they are not the same, and changes nothing."""
-    carried = [(pair, _keras_arrays(pair)) for pair in _pairs(source, target)]
-    for pair, arrays in carried:
-        _check(pair.name, [array.shape for array in arrays], [tuple(value.shape) for value in pair.layer.weights])
-    for pair, arrays in carried:
-        pair.layer.set_weights(arrays)
+class TransplantJob(Frozen):
+    """The work that the child is asked to do."""
+
+    artifact: Artifact
+    framework: Framework
+    """The framework to write the weights for."""
+    file: Path
+    """The file to write, in a directory that does not exist yet."""
 
 
-def to_torch(source: Any, target: Any) -> None:
-    """Fills a PyTorch network from a Keras one. Raises ValueError where they are not the same, and changes nothing."""
+def transplant(job: TransplantJob, step: Callable[[str], AbstractContextManager[None]]) -> float:
+    """Writes the weights, and returns the relative difference between the outputs of the two networks.
+
+    Raises ArtifactError if the weights cannot be read or the networks disagree, and whatever the file makes a library
+    raise.
+    """
+    source = job.artifact.spec
+    assert isinstance(source, Spec)
+    assert source.framework != "onnx"
+    target = source.model_copy(update={"framework": job.framework})
+    with step("build"):
+        import keras  # noqa: F401, PLC0415 - before PyTorch, the order that the tests of the catalog use
+
+        architecture = catalog.find(source.architecture)
+        network, twin = (build(architecture, spec) for spec in (source, target))
+    with step("load"):
+        weights.load(network, source.framework, job.artifact.weights, source.architecture)
+    with step("transplant"):
+        try:
+            (twins.to_keras if job.framework == "keras" else twins.to_torch)(network, twin)
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"the two networks of {architecture.name} differ: {error}", "report it") from error
+    with step("compare"):
+        difference = _difference(network, source, twin, target)
+    with step("save"):
+        job.file.parent.mkdir()
+        _save(twin, job.framework, job.file)
+    return difference
+
+
+def _difference(network: Any, source: Spec, twin: Any, target: Spec) -> float:
+    """The largest difference between their outputs, relative to the largest output. Raises ArtifactError."""
+    from models.conversion.graph.export import forward, network_input  # noqa: PLC0415 - it needs onnx
+
+    if target.framework == "torch":
+        twin.eval()
+    items = sample_items(source.input)[:_ITEMS]
+    expected = forward(network, source.framework, network_input(source, items))
+    found = forward(twin, target.framework, network_input(target, items))
+    difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+    if not difference <= TOLERANCE:  # NaN is refused too
+        raise ArtifactError(
+            f"the two networks disagree: relative difference {difference:.2e}, allowed {TOLERANCE:.0e}",
+            "check the weights for NaN and infinity; if they are sound, report the architecture",
+        )
+    return difference
+
+
+def _save(network: Any, framework: Framework, path: Path) -> None:
+    if framework == "keras":
+        network.save_weights(path)
+        return
     import torch  # noqa: PLC0415
 
-    carried = [(pair, _torch_arrays(pair)) for pair in _pairs(target, source)]
-    for pair, arrays in carried:
-        state = pair.module.state_dict()
-        _check(pair.name, [array.shape for array in arrays.values()], [tuple(state[name].shape) for name in arrays])
-    for pair, arrays in carried:
-        for name, value in pair.module.state_dict().items():
-            if name in arrays:
-                value.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
+    torch.save(network.state_dict(), path)
 
 
-def _check(name: str, found: Sequence[tuple[int, ...]], expected: Sequence[tuple[int, ...]]) -> None:
-    if list(found) != list(expected):
-        raise ValueError(f"{name or 'a layer'} holds {list(found)} in one network and {list(expected)} in the other")
+def main() -> int:
+    """Runs the job on standard input. Returns 0 when the file is written."""
+    events = Events("MENAGERIE_CONVERSION_MEMORY_BYTES")
+
+    def run() -> None:
+        job = TransplantJob.model_validate_json(sys.stdin.read())
+        events.tell(result=f"{transplant(job, events.step):.1e}")
+
+    return events.run(run, framework=lambda: "torch,keras")
 
 
-def _pairs(network: Any, keras_network: Any) -> Iterator[Pair]:
-    """Every layer that holds weights. Raises ValueError where one network has a layer that the other has not."""
-    from keras import Sequential, layers  # noqa: PLC0415
-    from torch import nn  # noqa: PLC0415
-
-    modules = [(name, module) for name, module in network.named_modules() if list(module.parameters(recurse=False))]
-    holding = [layer for layer in keras_network.layers if layer.weights]
-    steps: list[tuple[str, Any, int, Any]]
-    if isinstance(keras_network, Sequential):
-        remaining = iter(holding)
-        steps = [
-            (name, module, depth, next(remaining, None))
-            for name, module in modules
-            for depth in range(module.num_layers if isinstance(module, nn.RNNBase) else 1)
-        ]
-        left_over = list(remaining)
-    else:
-        by_name = {layer.name: layer for layer in holding}
-        steps = [(name, module, 0, by_name.pop(name, None)) for name, module in modules]
-        left_over = list(by_name.values())
-    if missing := [name for name, _, _, layer in steps if layer is None]:
-        raise ValueError(f"the Keras network has no layer for {missing[0]}")
-    if left_over:
-        raise ValueError(f"the PyTorch network has no layer for {left_over[0].name}")
-
-    flattened: dict[str, int] = {}
-    channels, flat = 1, False
-    for layer in keras_network.layers:
-        if isinstance(layer, layers.Conv2D):
-            channels = layer.filters
-        elif isinstance(layer, layers.Flatten):
-            flat = True
-        elif isinstance(layer, layers.Dense):
-            flattened[layer.name] = channels if flat else 1
-            channels, flat = 1, False
-    for name, module, depth, layer in steps:
-        yield Pair(name, module, layer, depth, flattened.get(layer.name, 1))
-
-
-def _keras_arrays(pair: Pair) -> list[Array]:
-    """What the Keras layer holds, in its order, from the PyTorch module."""
-    from torch import nn  # noqa: PLC0415
-
-    module = pair.module
-    held = {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
-    if isinstance(module, nn.RNNBase):
-        return _recurrent_keras_arrays(pair, held)
-    if isinstance(module, nn.BatchNorm2d):
-        return [held[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    kernel = held["weight"]
-    if isinstance(module, nn.Conv2d):
-        # [out, in, height, width] -> [height, width, in, out]; depthwise, where in is 1, [height, width, out, 1].
-        kernel = kernel.transpose(2, 3, 0, 1) if module.groups > 1 else kernel.transpose(2, 3, 1, 0)
-    elif isinstance(module, nn.Linear):
-        width = len(kernel)
-        kernel = kernel.reshape(width, pair.channels, -1).transpose(2, 1, 0).reshape(-1, width)
-    else:
-        raise TypeError(f"nobody knows how to carry the weights of a {type(module).__name__}")
-    return [kernel, held["bias"]] if "bias" in held else [kernel]
-
-
-def _torch_arrays(pair: Pair) -> dict[str, Array]:
-    """What the PyTorch module holds, by name, from the Keras layer."""
-    from torch import nn  # noqa: PLC0415
-
-    module = pair.module
-    held = pair.layer.get_weights()
-    if isinstance(module, nn.RNNBase):
-        return _recurrent_torch_arrays(pair, held)
-    if isinstance(module, nn.BatchNorm2d):
-        return dict(zip(("weight", "bias", "running_mean", "running_var"), held, strict=True))
-    kernel = held[0]
-    if isinstance(module, nn.Conv2d):
-        kernel = kernel.transpose(2, 3, 0, 1) if module.groups > 1 else kernel.transpose(3, 2, 0, 1)
-    elif isinstance(module, nn.Linear):
-        width = kernel.shape[-1]
-        kernel = kernel.reshape(-1, pair.channels, width).transpose(2, 1, 0).reshape(width, -1)
-    else:
-        raise TypeError(f"nobody knows how to carry the weights of a {type(module).__name__}")
-    return dict(zip(("weight", "bias"), [kernel, *held[1:]], strict=False))
-
-
-def _directions(pair: Pair) -> list[str]:
-    """How PyTorch ends the names of one layer's parameters."""
-    return [f"_l{pair.depth}{end}" for end in ("", "_reverse")[: 1 + pair.module.bidirectional]]
-
-
-def _reordered(array: Array, mode: str, axis: int) -> Array:
-    """The gates of one framework in the order of the other; for each kind of cell this is its own inverse."""
-    gates = np.split(array, len(_GATES[mode]), axis)
-    return np.concatenate([gates[index] for index in _GATES[mode]], axis)
-
-
-def _mode(pair: Pair) -> str:
-    return str(pair.module.mode).partition("_")[0]  # RNN_TANH
-
-
-def _recurrent_keras_arrays(pair: Pair, held: dict[str, Array]) -> list[Array]:
-    arrays = []
-    ends, mode = _directions(pair), _mode(pair)
-    count = len(pair.layer.weights) // len(ends)  # two kernels, and one bias, one of two rows, or two
-    for end in ends:
-        kernels = [_reordered(held[f"weight_{kind}{end}"].T, mode, 1) for kind in ("ih", "hh")]
-        biases = [_reordered(held[f"bias_{kind}{end}"], mode, 0) for kind in ("ih", "hh")]
-        if mode == "GRU":
-            biases = [np.stack(biases)]
-        elif count == 3:  # noqa: PLR2004
-            biases = [biases[0] + biases[1]]
-        arrays += [*kernels, *biases]
-    return arrays
-
-
-def _recurrent_torch_arrays(pair: Pair, held: list[Array]) -> dict[str, Array]:
-    arrays = {}
-    ends, mode = _directions(pair), _mode(pair)
-    count = len(held) // len(ends)
-    for index, end in enumerate(ends):
-        kernel, recurrent, *biases = held[index * count : (index + 1) * count]
-        if mode == "GRU":
-            biases = list(biases[0])
-        elif len(biases) == 1:
-            biases.append(np.zeros_like(biases[0]))
-        for kind, weight, bias in zip(("ih", "hh"), (kernel, recurrent), biases, strict=True):
-            arrays[f"weight_{kind}{end}"] = _reordered(weight, mode, 1).T
-            arrays[f"bias_{kind}{end}"] = _reordered(bias, mode, 0)
-    return arrays
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The command line: a table of the commands."""
+"""The command line: the table of the commands."""
 
 import typer
 
@@ -10,6 +10,7 @@ from service.commands.predict import predict
 from service.commands.pull import pull
 from service.commands.serve import serve
 from service.commands.train import train
+from service.commands.transplant import transplant
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,15 +19,16 @@ app = typer.Typer(
     help="Serves Keras and PyTorch image classifiers. Every setting is an environment variable, MENAGERIE_*.",
 )
 
-# In the order of --help, which shows their docstrings.
+# --help shows the commands in this order, with their docstrings.
 app.command()(serve)
 app.command()(convert)
 app.command()(pull)
+app.command()(transplant)
 app.command()(models)
 app.command()(predict)
 app.command()(bench)
 app.command()(check)
-# Every word goes to the trainer as it is, --help too.
+# Every word is passed on to the trainer unchanged, --help too.
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,

@@ -2,30 +2,30 @@
 
 import contextlib
 import os
-from pathlib import Path
+
+import psutil
 
 
 def groups() -> dict[int, tuple[int, bool]]:
-    """The process group of every process that runs, by its number; and which are ours."""
+    """The process group of every running process, by process id, and whether this process started it."""
     found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent, group = stat.read_text().rpartition(")")[2].split()[:3]
-            if state != "Z":
-                found[int(stat.parent.name)] = int(group), int(parent) == os.getpid()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended meanwhile
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = os.getpgid(process.pid), process.ppid() == os.getpid()
     return found
 
 
 def converting() -> set[int]:
-    """The groups that conversions of this process lead."""
+    """The process groups of the conversions that this process started. The other groups decode images."""
     leaders = {group for pid, (group, ours) in groups().items() if ours and pid == group}
-    sandbox = b"models.conversion.sandbox"
-    return {leader for leader in leaders if sandbox in command_of(leader)}  # the others decode images
+    return {leader for leader in leaders if "models.conversion.sandbox" in command_of(leader)}
 
 
-def command_of(process: int) -> bytes:
-    """Its words, each ended by a zero byte; nothing where it has ended."""
+def command_of(process: int) -> list[str]:
+    """The command line of a process; empty if it has ended."""
     try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:  # it has ended meanwhile
-        return b""
+        found: list[str] = psutil.Process(process).cmdline()
+    except psutil.NoSuchProcess:
+        return []
+    return found

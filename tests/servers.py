@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx2
+import psutil
 
-from service.bench.server import Served, descendants
+from service.bench.server import Served
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -61,7 +62,7 @@ class ServerProcess:
 
     def children(self) -> list[int]:
         """The numbers of the processes that it started and that run: the fork server, decoders, converters."""
-        return [process for process in descendants(self.process.pid) if process != self.process.pid]
+        return [each.pid for each in psutil.Process(self.process.pid).children(recursive=True)]
 
     def converters(self) -> list[int]:
         """Those that read weights."""

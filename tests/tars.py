@@ -3,7 +3,7 @@
 import tarfile
 from typing import Any
 
-from models.artifact.unpack import MOST_MEMBERS
+from models.artifact.unpack import MAX_MEMBERS
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
@@ -130,7 +130,7 @@ HOSTILE = {
     "a directory, then a file": file("weights/1") + file() + END,
     "3,000 directories": b"".join(directory("d/" * depth) for depth in (*range(1, 2000, 9), *[3000] * 3)) + END,
     "1,900 directories at once": pax(path=b"d/" * 1900 + b"weights") + END,
-    "one file too many": b"".join(header(f"{number:05x}") for number in range(MOST_MEMBERS + 1)) + END,
+    "one file too many": b"".join(header(f"{number:05x}") for number in range(MAX_MEMBERS + 1)) + END,
     "the directory itself": header("2/", kind=b"5") + file("2/weights") + END,
     "directories alone": header("a/", kind=b"5") + header("b/", kind=b"5") + END,
     # The end.

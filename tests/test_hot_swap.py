@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 
 from models.artifact.manifest import MANIFEST_FILE
@@ -147,8 +148,7 @@ def test_twenty_swaps_between_pytorch_and_keras_under_load(serve, tmp_path, reco
 
 
 def resident_bytes(server):
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+    return psutil.Process(server.process.pid).memory_info().rss
 
 
 def test_the_memory_of_a_model_that_goes_comes_back(serve, tmp_path, record_property):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from models.architecture import Framework
-from models.artifact.publish import MAX_VERSION
+from models.artifact.versions import MAX_VERSION
 from models.errors import ArtifactError
 from models.inputs import Frozen, Input, expand
 from models.outputs import Output, outputs_of

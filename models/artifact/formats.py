@@ -59,18 +59,18 @@ FORMATS = {
 
 SAVED_MODEL_FILE = "saved_model.pb"
 INDEX_SUFFIX = ".index"
-MOST_ENTRIES, _MOST_DEPTH = 10_000, 32
+MAX_ENTRIES, _MAX_DEPTH = 10_000, 32
 BROKEN_FILE = "copy the file again, or save it again"
 
 _SHARD = re.compile(r"(.*)\.data-\d{5}-of-\d{5}", re.DOTALL)
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # how a TensorFlow index ends
-_LARGEST_ONNX_FIELD = 26  # of the message ModelProto
+_MAX_ONNX_FIELD = 26  # of the message ModelProto
 _ONNX_GRAPH = 7
-_MOST_ONNX_FIELDS = 2**16  # told within a second; a file has a field for each function and note, some thousands at most
+_MAX_ONNX_FIELDS = 2**16  # told within a second; a file has a field for each function and note, some thousands at most
 
 
-def tell(path: Path) -> Format:
+def detect(path: Path) -> Format:
     """The format of a file, of a SavedModel's directory, or of the checkpoint whose index this is.
 
     Raises ArtifactError where it is none, OSError.
@@ -145,12 +145,12 @@ def _is_onnx(file: BinaryIO, _start: bytes) -> bool:
     """Whether the bytes are the fields of a ModelProto, one behind the other to the end, with a graph among them."""
     size, seen = _size(file), set()
     file.seek(0)
-    for _ in range(_MOST_ONNX_FIELDS):
+    for _ in range(_MAX_ONNX_FIELDS):
         if (at := file.tell()) == size:
             return _ONNX_GRAPH in seen
         tag = _varint(file)
         field, kind = tag >> 3, tag & 7
-        if not 1 <= field <= _LARGEST_ONNX_FIELD or kind not in {0, 2}:
+        if not 1 <= field <= _MAX_ONNX_FIELD or kind not in {0, 2}:
             return False
         value = _varint(file)
         if kind == 2:  # noqa: PLR2004 - a length, and so many bytes
@@ -205,9 +205,9 @@ def below(directory: Path) -> list[Path]:
         with os.scandir(room) as entries:
             for entry in entries:
                 found.append(room / entry.name)
-                if len(found) > MOST_ENTRIES or depth > _MOST_DEPTH:
+                if len(found) > MAX_ENTRIES or depth > _MAX_DEPTH:
                     raise ArtifactError(
-                        f"{directory.name} holds more than {MOST_ENTRIES} files, or directories {_MOST_DEPTH} deep",
+                        f"{directory.name} holds more than {MAX_ENTRIES} files, or directories {_MAX_DEPTH} deep",
                         "keep there what the version is made of, and nothing else",
                     )
                 if entry.is_dir(follow_symlinks=False):

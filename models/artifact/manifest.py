@@ -82,7 +82,7 @@ class Manifest(Frozen):
     """The most that the conversion had in memory at once; 0 where the system does not say."""
 
 
-def published_manifest(directory: Path) -> Manifest | None:
+def converted_manifest(directory: Path) -> Manifest | None:
     """The manifest of a published directory; None where it is not whole, or of another release."""
     try:
         manifest = read_manifest(directory)
@@ -98,27 +98,47 @@ def read_manifest(directory: Path) -> Manifest:
     try:  # it is shown as JSON, which knows neither
         json.dumps(manifest.model_dump(mode="json", exclude={"spec": {"labels"}}), allow_nan=False)
     except ValueError as error:
-        raise ArtifactError(f"{MANIFEST_FILE} holds a number that is infinite or none", PUBLISH_AGAIN) from error
+        raise ArtifactError(f"{MANIFEST_FILE} holds a number that is infinite or none", CONVERT_AGAIN) from error
     return manifest
 
 
-def read_published(directory: Path) -> tuple[Manifest, bytes]:
+def read_converted(directory: Path) -> tuple[Manifest, bytes]:
     """The manifest and the ONNX file beside it, which is the one that the manifest was written for.
 
-    Raises ArtifactError, pydantic.ValidationError, OSError.
+    If the directory is replaced meanwhile, both are read from the new one. Raises ArtifactError,
+    pydantic.ValidationError, OSError.
     """
+    while True:
+        before = _identity(directory)
+        try:
+            return _read_both(directory)
+        except (OSError, ValueError):
+            if _identity(directory) == before:
+                raise
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    """Differs if another directory is there, or if files were added to it or removed."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
+def _read_both(directory: Path) -> tuple[Manifest, bytes]:
     manifest = read_manifest(directory)
     content = _content(directory / ONNX_FILE, MAX_ONNX_BYTES)
     if hashlib.sha256(content).hexdigest() != manifest.onnx_sha256:
-        raise ArtifactError(f"{ONNX_FILE} is not the file that {MANIFEST_FILE} was written for", PUBLISH_AGAIN)
+        raise ArtifactError(f"{ONNX_FILE} is not the file that {MANIFEST_FILE} was written for", CONVERT_AGAIN)
     if len(content) != manifest.onnx_bytes:
         raise ArtifactError(
-            f"{MANIFEST_FILE} claims {manifest.onnx_bytes} bytes, and {ONNX_FILE} has {len(content)}", PUBLISH_AGAIN
+            f"{MANIFEST_FILE} claims {manifest.onnx_bytes} bytes, and {ONNX_FILE} has {len(content)}", CONVERT_AGAIN
         )
     return manifest, content
 
 
-PUBLISH_AGAIN = "delete the directory and convert again: menagerie convert"
+CONVERT_AGAIN = "delete the directory and convert again: menagerie convert"
 
 
 def _content(path: Path, most: int) -> bytes:
@@ -128,5 +148,5 @@ def _content(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise ArtifactError(f"{path.name} has {size:,} bytes, of {most:,} at most", PUBLISH_AGAIN)
+            raise ArtifactError(f"{path.name} has {size:,} bytes, of {most:,} at most", CONVERT_AGAIN)
         return file.read(size)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import util
 from pathlib import Path
 
-from models import machine
+from models import hardware
 from models.architecture import Architecture
 from models.artifact import formats, toml_file
 from models.artifact.artifact import CALIBRATION_DIRECTORY, NUMBERS_FILE, SAMPLES, Artifact, Draft, ModelConfig, Spec
@@ -15,17 +15,18 @@ from models.artifact.formats import Format, is_regular
 from models.errors import ArtifactError
 from models.inputs import PICTURE_SUFFIXES, Input, NumbersInput
 
-MOST_LABEL_BYTES = 8 * 2**20
-MOST_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
+MAX_LABEL_BYTES = 8 * 2**20
+MAX_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
 
 # With these, and the architecture's own file, a fingerprint changes.
 _CONVERTER = (
     "architecture.py",
     "errors.py",
+    "hardware.py",
     "inputs.py",
-    "machine.py",
     "outputs.py",
     "pictures.py",
+    "process.py",
     "artifact/*.py",
     "conversion/convert.py",
     "conversion/graph/*.py",
@@ -40,7 +41,7 @@ _BUILT_IN_LABELS = _MODELS / "labels"
 def resolve(config: ModelConfig, architecture: Architecture | None, directory: Path, labels_file: Path) -> Artifact:
     """Fills in every default of one version in `directory`. Raises ArtifactError, pydantic.ValidationError."""
     weights = find_weights(config, directory)
-    found = formats.tell(weights)
+    found = formats.detect(weights)
     spec = specify(config, architecture, found, labels_file, weights.name)
     calibration: tuple[Path, ...] = ()
     if spec.precision != "fp32":
@@ -111,10 +112,8 @@ def find_calibration(model: Path, item: Input | None) -> tuple[Path, ...]:
         found = [path for path in formats.below(root) if path.suffix.lower() in PICTURE_SUFFIXES]
     if irregular := [path.name for path in found if not is_regular(path)]:
         raise ArtifactError(f"calibration/{irregular[0]} is not a regular file", "replace it by the file itself")
-    if len(found) > MOST_IMAGES:
-        raise ArtifactError(
-            f"calibration holds {len(found)} images", f"keep {MOST_IMAGES} at most, of every class some"
-        )
+    if len(found) > MAX_IMAGES:
+        raise ArtifactError(f"calibration holds {len(found)} images", f"keep {MAX_IMAGES} at most, of every class some")
     return tuple(found)
 
 
@@ -181,7 +180,7 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
     if not path.is_file():
         return ()
     try:
-        content = toml_file.read_bytes(path, MOST_LABEL_BYTES, cure="write one short label a line")
+        content = toml_file.read_bytes(path, MAX_LABEL_BYTES, cure="write one short label a line")
         return tuple(content.decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
@@ -199,7 +198,7 @@ def fingerprint(spec: Spec | Draft, weights: Path, sources: Iterable[Path]) -> s
     """SHA-256 over everything of this project and its user that decides the published files."""
     digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
     if spec.precision != "fp32":  # elsewhere another one may be right
-        digest.update(json.dumps([machine.int8_saturates(), machine.has_gpu()]).encode())
+        digest.update(json.dumps([hardware.int8_saturates(), hardware.has_gpu()]).encode())
     parts = formats.parts(weights)
     if parts != [weights]:  # of several files the names matter too
         digest.update(json.dumps([str(path.relative_to(weights.parent)) for path in parts]).encode())

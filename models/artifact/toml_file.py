@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from models.errors import ArtifactError
 
-MOST_BYTES = 2**20
-MOST_CHARACTERS = 2**18  # outside of strings: 21,841 labels have a third of that
-MOST_IN_A_WORD = 128  # of a key or a number
-MOST_PARTS = 8  # of a dotted key
-MOST_DEPTH = 16  # of brackets
+MAX_BYTES = 2**20
+MAX_CHARACTERS = 2**18  # outside of strings: 21,841 labels have a third of that
+MAX_WORD = 128  # of a key or a number
+MAX_PARTS = 8  # of a dotted key
+MAX_DEPTH = 16  # of brackets
 
 # Strings and comments. Each ends where tomllib ends it, and one that has no end at the end of the line or of the text:
 # so every character is looked at once.
@@ -30,8 +32,8 @@ _TEXT = re.compile(
     r"|\#[^\n]*+",
     re.DOTALL,
 )
-_WORD = re.compile(rf"[\w.+:-]{{{MOST_IN_A_WORD + 1}}}")
-_PARTS = re.compile(rf"(?:[\w-]*\.){{{MOST_PARTS}}}")
+_WORD = re.compile(rf"[\w.+:-]{{{MAX_WORD + 1}}}")
+_PARTS = re.compile(rf"(?:[\w-]*\.){{{MAX_PARTS}}}")
 _BRACKET = re.compile(r"[\[\]{}]")
 
 _SHORTER = "a settings file is short: labels may go into labels.txt, and everything else has some lines"
@@ -39,8 +41,8 @@ _SHORTER = "a settings file is short: labels may go into labels.txt, and everyth
 
 def parse(content: bytes, name: str) -> dict[str, Any]:
     """The values of a TOML file that is called so. Raises ArtifactError."""
-    if len(content) > MOST_BYTES:
-        raise ArtifactError(f"{name} has more than {MOST_BYTES} bytes", _SHORTER)
+    if len(content) > MAX_BYTES:
+        raise ArtifactError(f"{name} has more than {MAX_BYTES} bytes", _SHORTER)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -54,24 +56,29 @@ def parse(content: bytes, name: str) -> dict[str, Any]:
         ) from error
 
 
+def dumps(values: Mapping[str, Any]) -> str:
+    """The text of a TOML file with these values; tables are mappings with names as keys."""
+    return tomli_w.dumps(values)
+
+
 def _check(text: str, name: str) -> None:
     bare = re.sub(r"[ \t]++", "", _TEXT.sub("_", text))
-    if len(bare) > MOST_CHARACTERS:
-        raise ArtifactError(f"{name} has more than {MOST_CHARACTERS} characters outside of strings", _SHORTER)
+    if len(bare) > MAX_CHARACTERS:
+        raise ArtifactError(f"{name} has more than {MAX_CHARACTERS} characters outside of strings", _SHORTER)
     if found := _WORD.search(bare):
-        raise ArtifactError(f"{name} holds a key or a number of more than {MOST_IN_A_WORD} characters", _SHORTER)
+        raise ArtifactError(f"{name} holds a key or a number of more than {MAX_WORD} characters", _SHORTER)
     if found := _PARTS.search(bare):
-        raise ArtifactError(f"{name} holds a key of more than {MOST_PARTS} parts: {found[0][:64]}", _SHORTER)
+        raise ArtifactError(f"{name} holds a key of more than {MAX_PARTS} parts: {found[0][:64]}", _SHORTER)
     depth = 0
     for bracket in _BRACKET.findall(bare):
         depth += 1 if bracket in "[{" else -1
-        if depth > MOST_DEPTH:
-            raise ArtifactError(f"{name} nests brackets more than {MOST_DEPTH} deep", _SHORTER)
+        if depth > MAX_DEPTH:
+            raise ArtifactError(f"{name} nests brackets more than {MAX_DEPTH} deep", _SHORTER)
 
 
 def read(path: Path) -> Mapping[str, Any]:
     """The values of the file; none where there is none. Raises ArtifactError, OSError."""
-    return parse(read_bytes(path, MOST_BYTES), path.name) if os.path.lexists(path) else {}
+    return parse(read_bytes(path, MAX_BYTES), path.name) if os.path.lexists(path) else {}
 
 
 def read_bytes(path: Path, most: int, cure: str = _SHORTER) -> bytes:

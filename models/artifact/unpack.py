@@ -18,14 +18,14 @@ from typing import Self
 from models.artifact import formats
 from models.errors import ArtifactError
 
-MOST_MEMBERS = 10_000
-MOST_DEPTH = 16  # a SavedModel's files lie three deep
-MOST_EXTENSION_BYTES = 16 * 1024  # of a header that says more of the next file; an honest one has some hundred bytes
+MAX_MEMBERS = 10_000
+MAX_DEPTH = 16  # a SavedModel's files lie three deep
+MAX_EXTENSION_BYTES = 16 * 1024  # of a header that says more of the next file; an honest one has some hundred bytes
 MEMORY_BYTES = 512 * 2**20
 CPU_SECONDS = 60
 
 _CHUNK_BYTES = 2**20
-_LONGEST_NAME = 255  # bytes, on every usual file system
+_MAX_NAME_BYTES = 255  # bytes, on every usual file system
 _EXTENSIONS = frozenset(
     (
         tarfile.XHDTYPE,
@@ -58,9 +58,9 @@ class Header(tarfile.TarInfo):
             raise ArtifactError("it is cut short or damaged, or no tar", AGAIN) from None
         if header.size < 0:
             raise ArtifactError(f"{_shown(header.name)} has a negative size", AGAIN)
-        if header.type in _EXTENSIONS and header.size > MOST_EXTENSION_BYTES:
+        if header.type in _EXTENSIONS and header.size > MAX_EXTENSION_BYTES:
             raise ArtifactError(
-                f"a header of it has {header.size} bytes, and {MOST_EXTENSION_BYTES} are allowed",
+                f"a header of it has {header.size} bytes, and {MAX_EXTENSION_BYTES} are allowed",
                 "give the files shorter names, and leave out their attributes: tar --no-xattrs --no-acls",
             )
         return header
@@ -81,8 +81,8 @@ def unpack(archive: Path, directory: Path) -> None:
                 if member.isreg():
                     _check_file(member, path, files, size)
                 members.append((member, path))
-                if len(members) > MOST_MEMBERS:
-                    raise ArtifactError(f"it holds more than {MOST_MEMBERS} files", "send the weights alone")
+                if len(members) > MAX_MEMBERS:
+                    raise ArtifactError(f"it holds more than {MAX_MEMBERS} files", "send the weights alone")
             _check_rest(file.read)
             for member, path in members:
                 if not _is_of_macos(path):
@@ -103,10 +103,10 @@ def _path(member: tarfile.TarInfo) -> PurePosixPath:
         raise ArtifactError(f"{name} lies outside of the version", AGAIN)
     if not member.name.isprintable():  # half of a surrogate pair, which is not UTF-8, neither
         raise ArtifactError(f"{name} is no name for a file", "give the files names of ordinary letters, in UTF-8")
-    if len(path.parts) > MOST_DEPTH:
-        raise ArtifactError(f"{name} lies more than {MOST_DEPTH} directories deep", "send a version's directory alone")
-    if any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
-        raise ArtifactError(f"{name} is too long a name", f"a name has at most {_LONGEST_NAME} bytes")
+    if len(path.parts) > MAX_DEPTH:
+        raise ArtifactError(f"{name} lies more than {MAX_DEPTH} directories deep", "send a version's directory alone")
+    if any(len(part.encode()) > _MAX_NAME_BYTES for part in path.parts):
+        raise ArtifactError(f"{name} is too long a name", f"a name has at most {_MAX_NAME_BYTES} bytes")
     if not (member.isdir() or (member.isreg() and not member.issparse())):
         raise ArtifactError(f"{name} is neither a plain file nor a directory", _PLAIN)
     if str(path) in _RESERVED:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from models.errors import ArtifactError
 
-MOST_BYTES = 16 * 2**20  # of the directory: one of 100,000 tensors has less
-MOST_ENTRIES = 100_000
+MAX_BYTES = 16 * 2**20  # of the directory: one of 100,000 tensors has less
+MAX_ENTRIES = 100_000
 
 _END = struct.Struct("<4s8xLL2x")  # signature, the directory's size and its offset; then a comment
 _LOCATOR = struct.Struct("<4s16x")
 _END64 = struct.Struct("<4s36xQQ")
 _ENTRY = struct.Struct("<4s4xH18x3H12x")  # signature, flags, lengths of the name, the extra fields and the comment
-_LONGEST_COMMENT = 2**16
+_MAX_COMMENT_BYTES = 2**16
 _UTF8 = 0x800
 
 
@@ -36,7 +36,7 @@ def names(path: Path) -> list[str]:
             raise Damaged
         found.append(directory[at : at + name].decode("utf-8" if flags & _UTF8 else "cp437"))
         at += name + extra + comment
-        if len(found) > MOST_ENTRIES:
+        if len(found) > MAX_ENTRIES:
             raise _too_large(path)
     return found
 
@@ -45,7 +45,7 @@ def _directory(path: Path) -> bytes:
     """The bytes of the directory, found from the end as zipfile does."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        before = max(size - _LONGEST_COMMENT - _END.size - _LOCATOR.size - _END64.size, 0)
+        before = max(size - _MAX_COMMENT_BYTES - _END.size - _LOCATOR.size - _END64.size, 0)
         file.seek(before)
         tail = file.read()
         at = tail.rfind(b"PK\5\6")
@@ -55,7 +55,7 @@ def _directory(path: Path) -> bytes:
         end64 = at - _LOCATOR.size - _END64.size
         if end64 >= 0 and tail[end64 + _END64.size :].startswith(b"PK\6\7") and tail[end64:].startswith(b"PK\6\6"):
             at, (_, length, _) = end64, _END64.unpack_from(tail, end64)
-        if length > MOST_BYTES:
+        if length > MAX_BYTES:
             raise _too_large(path)
         if length > before + at:
             raise Damaged
@@ -65,5 +65,5 @@ def _directory(path: Path) -> bytes:
 
 def _too_large(path: Path) -> ArtifactError:
     return ArtifactError(
-        f"{path.name} is a zip archive of more than {MOST_ENTRIES} entries", "save the weights alone, in one file"
+        f"{path.name} is a zip archive of more than {MAX_ENTRIES} entries", "save the weights alone, in one file"
     )

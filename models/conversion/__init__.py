@@ -1,1 +1,1 @@
-"""Weights -> a checked ONNX graph, in a confined child process. Imports its readers and graph, artifact, and below."""
+"""Converts weights to a checked ONNX graph in a confined child process. Imports artifact and below."""

@@ -1,4 +1,4 @@
-"""What a child process tells the server that started it: a line of JSON each, on what was standard output."""
+"""The events that a child process sends to its parent: one line of JSON each, on its standard output."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from typing import TextIO
 
 from models.errors import ArtifactError, first_line
 
-_MOST_OF_REASON = 2000  # it may quote names of a file
+_MAX_REASON = 2000  # characters: it may quote names from a file
 
 
 class Events:
-    """The steps of one job, each announced as it begins and timed, and why it failed."""
+    """Announces and times the steps of one job, and reports why it failed."""
 
     def __init__(self, memory_setting: str) -> None:
         self._memory_setting = memory_setting
@@ -24,7 +24,7 @@ class Events:
         self._stream = _standard_output()
 
     def tell(self, **event: str) -> None:
-        """Writes one line for the parent."""
+        """Writes one line to the parent."""
         self._stream.write(json.dumps(event) + "\n")
         self._stream.flush()
 
@@ -38,28 +38,28 @@ class Events:
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
     def run(self, job: Callable[[], None], framework: Callable[[], str]) -> int:
-        """The exit code of a job: 0 where it has ended well. Whatever it raises is told with a reason and a cure.
+        """Runs a job and returns the exit code: 0 if it succeeded. Whatever it raises is reported with reason and cure.
 
-        `framework` is what a module that is missing belongs to.
+        `framework` names the extra to install if a module is missing.
         """
         try:
             job()
-        except BaseException as error:  # noqa: BLE001 - a file breaks libraries in ways of their own, a panic of Rust's too
-            reason, cure = _told(error, framework, self._memory_setting)
+        except BaseException as error:  # noqa: BLE001 - a broken file makes libraries raise anything, even a panic of Rust
+            reason, cure = _translated(error, framework, self._memory_setting)
             self.tell(failed=self._step, reason=_plain(reason), cure=cure)
             return 1
         return 0
 
 
 def _standard_output() -> TextIO:
-    """Frameworks print to standard output: it is kept for events, and their words go to standard error."""
+    """A stream to standard output for events alone: whatever frameworks print goes to standard error from now on."""
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return stream
 
 
-def _told(error: BaseException, framework: Callable[[], str], memory_setting: str) -> tuple[str, str]:
-    """The reason, and the cure. What nobody expected leaves its traceback on standard error."""
+def _translated(error: BaseException, framework: Callable[[], str], memory_setting: str) -> tuple[str, str]:
+    """The reason and the cure. An unexpected error leaves its traceback on standard error."""
     match error:
         case ArtifactError():
             return str(error), error.cure
@@ -87,5 +87,5 @@ def _told(error: BaseException, framework: Callable[[], str], memory_setting: st
 
 
 def _plain(reason: str) -> str:
-    """The reason in a length for people, without halves of characters: JSON's readers refuse those."""
-    return reason[:_MOST_OF_REASON].encode("utf-8", "replace").decode()
+    """The reason, shortened, without lone surrogates: JSON readers refuse those."""
+    return reason[:_MAX_REASON].encode("utf-8", "replace").decode()

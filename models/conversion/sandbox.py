@@ -1,16 +1,16 @@
-"""What a process that reads other people's files may do.
+"""Confines processes that read untrusted files.
 
-One that reads weights computes, and writes into one directory:
+A process that reads weights may compute, and write into one directory:
 
     python -P -m models.conversion.sandbox DIRECTORY FILE_BYTES MODULE
 
-enters the sandbox and runs the module in it, as `python -m` would. What the system does not offer is left out, and told
-in a line of JSON on standard output: `{"unconfined": WHAT}`.
+enters the sandbox and runs the module in it, as `python -m` would. Restrictions that the system does not support are
+left out, and listed in a line of JSON on standard output: `{"unconfined": TEXT}`.
 
-One that decodes images (`confine_decoder`) computes, and uses the descriptors that it has; it opens nothing.
+A process that decodes images (`confine_decoder`) may compute, and use the descriptors that it has. It cannot open any.
 
-There is no way out of either. They need no privilege: they work as root, and as an ordinary user in a container that
-has dropped every capability.
+Neither restriction can be lifted again. No privilege is needed: both work as root, and as an ordinary user in a
+container without any capability.
 """
 
 import ctypes
@@ -28,17 +28,17 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-# Each number as x86-64 has it, then aarch64; None where there is none. All of these answer "operation not permitted".
+# System calls that fail with "operation not permitted": the number on x86-64, then on aarch64; None if it has none.
 REFUSED: dict[str, tuple[int | None, int | None]] = {
-    # No network, and no daemon behind a Unix socket. Rings do what system calls do, past this filter.
+    # No network, and no daemon behind a Unix socket. io_uring makes system calls past this filter.
     "socket": (41, 198),
     "io_uring_setup": (425, 425),
-    # No other process, no other program (clone is below): whoever counts and ends this one has counted and ended all.
+    # No other process or program (clone is below), so that the parent measures and ends everything with this process.
     "fork": (57, None),
     "vfork": (58, None),
     "execve": (59, 221),
     "execveat": (322, 281),
-    # No hand in the server, which has the same user (signals and limits are below).
+    # No access to the server, which runs as the same user (signals and limits are below).
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -47,11 +47,11 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_send_signal": (424, 424),
     "tkill": (200, 130),
     "rt_sigqueueinfo": (129, 138),
-    # No memory that is nobody's: it would not be counted.
+    # No memory outside of the process: it would not be counted.
     "memfd_create": (319, 279),
     "shmget": (29, 194),
     "mq_open": (240, 180),
-    # No namespace in which it would be root, and no part of the kernel that only its exploits come by.
+    # No namespace in which it would be root, and no rarely used part of the kernel, where exploits are found.
     "unshare": (272, 97),
     "setns": (308, 268),
     "bpf": (321, 280),
@@ -60,14 +60,14 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "add_key": (248, 217),
     "keyctl": (250, 219),
 }
-# Allowed where the first argument is this process, or 0, which means it too.
+# Allowed if the first argument is this process, or 0, which means this process too.
 ON_ITSELF: dict[str, tuple[int, int]] = {
     "kill": (62, 129),
     "tgkill": (234, 131),
     "rt_tgsigqueueinfo": (297, 240),
     "prlimit64": (302, 261),
 }
-# All that a decoder may call: memory, time, and reading and writing what is open.
+# The only system calls of a decoder: memory, time, and reading and writing open descriptors.
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63),
     "write": (1, 64),
@@ -95,12 +95,14 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "exit": (60, 93),
     "exit_group": (231, 94),
 }
-# Allowed where the first argument is the decoder itself: abort() ends it so.
+# Allowed if the first argument is the decoder itself: abort() uses it.
 ALLOWED_ON_ITSELF: dict[str, tuple[int, int]] = {"tgkill": (234, 131)}
-CLONE = (56, 220)  # with CLONE_THREAD only
-CLONE3 = 435  # its flags lie in memory, which no filter sees: as if the kernel were older, and glibc takes clone
+CLONE = (56, 220)  # only with CLONE_THREAD
+CLONE3 = (
+    435  # a filter cannot see its flags, which are in memory: answered as by an older kernel, so that glibc uses clone
+)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH of audit.h
-_X32 = 0x40000000  # in the numbers of x86-64's other ABI, which would pass by the table
+_X32 = 0x40000000  # set in the numbers of x86-64's other ABI, which the tables do not contain
 
 # Of capability.h, prctl.h, seccomp.h, filter.h, sched.h and landlock.h.
 _CAPABILITY_VERSION, _CAP_DAC_READ_SEARCH = 0x20080522, 1 << 2
@@ -118,20 +120,22 @@ _READS = 1 << 0 | 1 << 2 | 1 << 3  # run, read a file, list a directory
 
 
 class Unavailable(Exception):
-    """The system does not offer it; the text says why."""
+    """The system does not support a restriction. The text says why."""
 
 
 def enter(directory: Path, file_bytes: int) -> list[str]:
-    """Confines this process, which has one thread yet, for good. Returns what the system did not offer."""
+    """Confines this process for good, while it has one thread. Returns the restrictions that are not supported."""
     die_with_parent()
     os.nice(10)  # requests come first
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, file_bytes)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it: the end would be told as a full disk
+    signal.signal(
+        signal.SIGXFSZ, signal.SIG_DFL
+    )  # Python ignores the signal, and the failure would look like a full disk
     return _missing(
         {
             "memory: the kernel may end the server first": _first_to_go,
-            "privileges": lambda: _drop_capabilities(_CAP_DAC_READ_SEARCH),  # the weights may be somebody else's
+            "privileges": lambda: _drop_capabilities(_CAP_DAC_READ_SEARCH),  # another user may own the weights
             "files": lambda: _write_only_into(directory),
             "network and processes": lambda: _filter_system_calls(filter_program(platform.machine(), os.getpid())),
         }
@@ -139,7 +143,7 @@ def enter(directory: Path, file_bytes: int) -> list[str]:
 
 
 def confine_fork_server() -> list[str]:
-    """What a decoder's parent can give up before it forks. Returns what the system did not offer."""
+    """Confines the parent of decoders before it forks. Returns the restrictions that are not supported."""
     die_with_parent()
     _limit(resource.RLIMIT_CORE, 0)
     return _missing(
@@ -152,16 +156,16 @@ def confine_fork_server() -> list[str]:
 
 
 def confine_decoder(memory_bytes: int, file_bytes: int) -> list[str]:
-    """Confines a fork of such a parent, which has one thread, for good. Returns what the system did not offer.
+    """Confines a decoder for good, while it has one thread. Returns the restrictions that are not supported.
 
-    It may have `memory_bytes` of address space more than it has, and write no file beyond `file_bytes`.
+    Its address space may grow by `memory_bytes`, and a file that it writes may have `file_bytes`.
     """
     die_with_parent()
     _limit(resource.RLIMIT_FSIZE, file_bytes)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     return _missing(
         {
-            "memory": lambda: _limit_memory(memory_bytes),
+            "memory": lambda: limit_memory(memory_bytes),
             "files": lambda: _landlock(_writes() | _READS),
             "system calls": lambda: _filter_system_calls(decoder_program(platform.machine(), os.getpid())),
         }
@@ -169,7 +173,7 @@ def confine_decoder(memory_bytes: int, file_bytes: int) -> list[str]:
 
 
 def _missing(steps: Mapping[str, Callable[[], None]]) -> list[str]:
-    """Takes each step. Returns those that the system did not offer, with the reason."""
+    """Takes each step. Returns those that the system does not support, each with the reason."""
     missing = []
     for name, confine in steps.items():
         try:
@@ -179,32 +183,35 @@ def _missing(steps: Mapping[str, Callable[[], None]]) -> list[str]:
     return missing
 
 
-def _limit_memory(more_bytes: int) -> None:
-    """Lets the address space grow by so much. Raises OSError where there is no /proc."""
+def limit_memory(more_bytes: int) -> None:
+    """Lets the address space grow by that much. Raises OSError if there is no /proc.
+
+    psutil has the figure too, but every decoder would load it.
+    """
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + more_bytes)
 
 
 def _limit(kind: int, most: int) -> None:
-    """Sets a resource's limits, unless somebody has set a lower one."""
+    """Sets the limit of a resource, unless a lower one is set already."""
     hard = resource.getrlimit(kind)[1]
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(kind, (most, most))
 
 
 def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent goes: no conversion outlives its server."""
+    """Makes Linux kill this process when its parent ends, so that no conversion outlives its server."""
     if sys.platform == "linux":
         _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _first_to_go() -> None:
-    """Where memory runs out, the kernel ends this process before the server."""
+    """Makes the kernel end this process before the server if memory runs out."""
     Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _drop_capabilities(kept: int = 0) -> None:
-    """What root may do, and an ordinary user may not, but for these of the first 32."""
+    """Drops the capabilities of root, except for `kept` among the first 32."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     held = ctypes.create_string_buffer(24)  # effective, permitted and inheritable: bits 0 to 31, then the others
     _call("capget", header, held)
@@ -213,19 +220,19 @@ def _drop_capabilities(kept: int = 0) -> None:
 
 
 def _write_only_into(directory: Path) -> None:
-    """Files are made, changed and removed below the directory alone; another process' memory is closed."""
+    """Allows creating, changing and removing files only below the directory. Closes other processes' memory too."""
     writes = _writes()
     _landlock(writes, {directory: writes, Path(os.devnull): writes & (_WRITE_FILE | _TRUNCATE)})
 
 
 def _writes() -> int:
-    """What changes files, as far as this system's Landlock knows it."""
+    """The rights to change files that this system's version of Landlock knows."""
     version = _call("syscall", _LANDLOCK_CREATE_RULESET, None, 0, 1)  # 1 asks for the version
     return _WRITES[min(version, len(_WRITES) - 1)]
 
 
 def _landlock(refused: int, allowed: Mapping[Path, int] = MappingProxyType({})) -> None:
-    """Refuses these rights on files, but for what is allowed below a path. What is open stays so."""
+    """Refuses these rights on files, except for those allowed below a path. Open files stay open."""
     handled = struct.pack("=Q", refused)
     ruleset = _call("syscall", _LANDLOCK_CREATE_RULESET, handled, len(handled), 0)
     try:
@@ -243,7 +250,7 @@ def _landlock(refused: int, allowed: Mapping[Path, int] = MappingProxyType({})) 
 
 
 def _filter_system_calls(judge: "Iterator[Instruction]") -> None:
-    """seccomp: the program judges every system call of every thread from here on."""
+    """Installs a seccomp filter: the program judges every later system call of every thread."""
     if sys.platform != "linux" or platform.machine() not in _MACHINES:
         raise Unavailable(f"not known for {sys.platform} on {platform.machine()}")
     program = b"".join(struct.pack("=HBBI", *each) for each in judge)
@@ -254,7 +261,7 @@ def _filter_system_calls(judge: "Iterator[Instruction]") -> None:
 
 
 Instruction = tuple[int, int, int, int]
-"""Of classic BPF: code, instructions to skip if true, if false, and a value."""
+"""An instruction of classic BPF: code, instructions to skip if true, instructions to skip if false, value."""
 
 
 _REFUSE = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
@@ -263,7 +270,7 @@ _LOAD_ARGUMENT = (_LOAD, 0, 0, _FIRST_ARGUMENT)
 
 
 def filter_program(machine: str, process: int) -> Iterator[Instruction]:
-    """A converter's tables (REFUSED, ON_ITSELF, CLONE) as a program that judges one system call."""
+    """The filter of a converter, from the tables REFUSED, ON_ITSELF and CLONE. Other system calls are permitted."""
     column = _MACHINES[machine][0]
     yield from _only_this_abi(machine)
     for numbers in REFUSED.values():
@@ -277,7 +284,7 @@ def filter_program(machine: str, process: int) -> Iterator[Instruction]:
 
 
 def decoder_program(machine: str, process: int) -> Iterator[Instruction]:
-    """A decoder's tables (ALLOWED, ALLOWED_ON_ITSELF) as such a program: every other call is not permitted."""
+    """The filter of a decoder, from the tables ALLOWED and ALLOWED_ON_ITSELF. Other system calls are refused."""
     column = _MACHINES[machine][0]
     yield from _only_this_abi(machine)
     for numbers in ALLOWED.values():
@@ -294,13 +301,13 @@ def _only_this_abi(machine: str) -> Iterator[Instruction]:
 
 
 def _if_on_itself(number: int, process: int) -> Iterator[Instruction]:
-    """Allows the call on this process, or on 0, which means it too."""
+    """Allows the call if its first argument is this process, or 0, which means this process too."""
     yield from ((_IF_EQUAL, 0, 5, number), _LOAD_ARGUMENT)
     yield from ((_IF_EQUAL, 2, 0, 0), (_IF_EQUAL, 1, 0, process), _REFUSE, _PERMIT)
 
 
 def _no_new_privileges() -> None:
-    """What the kernel asks before an ordinary user may confine itself: no program gives it more rights again."""
+    """Gives up gaining rights from a program. The kernel requires it before an ordinary user may confine itself."""
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
@@ -310,7 +317,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _call(function: str, *arguments: bytes | int | ctypes.Array[ctypes.c_char] | None) -> int:
-    """A function of the C library that sets errno. Raises Unavailable."""
+    """Calls a function of the C library that sets errno. Raises Unavailable."""
     passed = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
     try:
         result: int = getattr(_libc(), function)(*passed)

@@ -1,16 +1,15 @@
 """Checkpoints of a training: the best weights so far, and the state from which the next epoch continues."""
 
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from models.artifact.publish import publish
+from models.artifact.staging import locked, rename, staged
 from models.errors import ArtifactError
 from models.inputs import Frozen
 from models.train.recipe import Recipe
@@ -50,9 +49,11 @@ class Checkpoints:
     def held(self) -> Iterator[None]:
         """Makes sure that no other process trains here. Raises ArtifactError."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("w") as lock:
+        lock = self.directory / "lock"
+        lock.touch()
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it, however this process ends
+                stack.enter_context(locked(lock, wait=False))
             except BlockingIOError:
                 raise ArtifactError(
                     f"another process trains in {self.directory}", "wait for it, or name another --output"
@@ -86,14 +87,14 @@ class Checkpoints:
         `kept` is a file to take over from the earlier checkpoint: the best weights, if this epoch is not the best.
         """
         before, target = self.latest(), self.directory / f"epoch-{len(progress.epochs)}"
-        staging = self.directory / ".staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        write(staging)
-        if kept is not None and before is not None:
-            os.link(before / kept, staging / kept)
-        (staging / PROGRESS_FILE).write_text(progress.model_dump_json(), encoding="utf-8")
-        publish(staging, target)
+        with staged(self.directory, ".staging") as room:
+            fresh = room / target.name
+            fresh.mkdir()
+            write(fresh)
+            if kept is not None and before is not None:
+                os.link(before / kept, fresh / kept)
+            (fresh / PROGRESS_FILE).write_text(progress.model_dump_json(), encoding="utf-8")
+            rename(fresh, target)
         if before is not None:
             shutil.rmtree(before)
 

@@ -1,8 +1,5 @@
 """A trained version -> a model repository, whole or not at all."""
 
-import os
-import shutil
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from models import catalog
-from models.artifact import formats
+from models.artifact import formats, staging, toml_file
 from models.artifact.artifact import CONFIG_FILE, MODEL_NAME, OVERRIDE_FILE, Draft, ModelConfig, Spec
-from models.artifact.publish import next_version, publish, sync, toml
 from models.artifact.resolution import find_weights, specify
+from models.artifact.versions import add_version
 from models.errors import ArtifactError
 
 LABELS_FILE = "labels.txt"
@@ -30,63 +27,55 @@ def check_name(model: Path) -> None:
         raise ArtifactError(f"{model} is a file", "name another --output")
 
 
-def check_settings(model: Path, staging: Path, weights_file: str, spec: Spec) -> None:
+def check_settings(model: Path, fresh: Path, weights_file: str, spec: Spec) -> None:
     """Raises ArtifactError where `publish_version` would, before anything is trained."""
-    (staging / weights_file).touch()
+    (fresh / weights_file).touch()
     if (model / CONFIG_FILE).exists():
-        _override(model, staging, spec)
+        _override(model, fresh, spec)
 
 
-def publish_version(model: Path, staging: Path, spec: Spec) -> Path:
-    """Makes the files in `staging` the model's next version, which resolves to `spec`; returns its directory.
+def publish_version(model: Path, fresh: Path, spec: Spec) -> Path:
+    """Renames the directory `fresh` to the model's next version, which resolves to `spec`; returns the version's path.
 
-    A new model appears with its version at once. Where there is one already, what the version needs of its own goes
-    into its artifact.toml. Raises ArtifactError where the model's settings cannot be overridden.
+    A new model appears together with its version. If the model exists and its settings differ, the version gets an
+    artifact.toml. Raises ArtifactError if the model's settings cannot be overridden.
     """
     if model.exists():
-        return _add_version(model, staging, spec)
-    whole = staging.with_name(f"{staging.name}-model")
-    shutil.rmtree(whole, ignore_errors=True)
-    whole.mkdir()
-    version = _add_version(whole, staging, spec)
-    publish(whole, model)
-    return model / version.name
+        return _add_version(model, fresh, spec)
+    with staging.staged(fresh.parent, f"{fresh.name}-model") as room:
+        whole = room / model.name
+        whole.mkdir()
+        version = _add_version(whole, fresh, spec)
+        return staging.rename(whole, model) / version.name
 
 
-def _add_version(model: Path, staging: Path, spec: Spec) -> Path:
+def _add_version(model: Path, fresh: Path, spec: Spec) -> Path:
     config = model / CONFIG_FILE
-    if not config.exists():  # settings first: a version without them would be half of one
+    if not config.exists():  # settings first: a version is incomplete without them
         labels = model / LABELS_FILE
         if not labels.exists():
-            _write(labels, "".join(f"{label}\n" for label in spec.labels))
-        _write(config, toml({"architecture": spec.architecture, "input": _input(spec)}))
-    _override(model, staging, spec)
-    while True:
-        target = model / str(next_version(model))
-        try:
-            publish(staging, target)
-        except OSError:
-            if not target.exists():  # else another process was quicker
-                raise
-        else:
-            return target
+            staging.write_file(labels, "".join(f"{label}\n" for label in spec.labels).encode())
+        settings = {"architecture": spec.architecture, "input": _input(spec)}
+        staging.write_file(config, toml_file.dumps(settings).encode())
+    _override(model, fresh, spec)
+    return add_version(fresh, model)
 
 
-def _override(model: Path, staging: Path, spec: Spec) -> None:
-    """Writes an artifact.toml where the model's own settings do not make of the version what it is."""
-    if _resolved(model, staging, spec) == spec:
+def _override(model: Path, fresh: Path, spec: Spec) -> None:
+    """Writes an artifact.toml if the model's settings alone do not resolve to `spec`. Raises ArtifactError."""
+    if _resolved(model, fresh, spec) == spec:
         return
     values = {
         "architecture": spec.architecture,
         "framework": spec.framework,
-        "weights": next(path.name for path in staging.glob("weights.*")),
+        "weights": next(path.name for path in fresh.glob("weights.*")),
         "num_classes": spec.num_classes,
         "labels": spec.labels,
         "output": spec.output,
         "input": _input(spec),
     }
-    (staging / OVERRIDE_FILE).write_text(toml(values), encoding="utf-8")
-    if _resolved(model, staging, spec) != spec:
+    (fresh / OVERRIDE_FILE).write_text(toml_file.dumps(values), encoding="utf-8")
+    if _resolved(model, fresh, spec) != spec:
         raise ArtifactError(
             f"the settings in {model / CONFIG_FILE} cannot be those of this version", "name another --output"
         )
@@ -96,9 +85,8 @@ def _resolved(model: Path, version: Path, spec: Spec) -> Spec | Draft | None:
     """What the service would take the version for; None where it would refuse it."""
     written = formats.KERAS if spec.framework == "keras" else formats.STATE_DICT
     try:
-        config = ModelConfig.model_validate(tomllib.loads((model / CONFIG_FILE).read_text(encoding="utf-8")))
-        if (override := version / OVERRIDE_FILE).exists():
-            config = config.overridden(tomllib.loads(override.read_text(encoding="utf-8")))
+        config = ModelConfig.model_validate(toml_file.read(model / CONFIG_FILE))
+        config = config.overridden(toml_file.read(version / OVERRIDE_FILE))
         architecture = None if config.architecture is None else catalog.find(config.architecture)
         weights = find_weights(config, version)
         return specify(config, architecture, written, model / LABELS_FILE, weights.name)
@@ -108,12 +96,3 @@ def _resolved(model: Path, version: Path, spec: Spec) -> Spec | Draft | None:
 
 def _input(spec: Spec) -> Mapping[str, Any]:
     return spec.input.model_dump(mode="json", exclude_none=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file, or none."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text, encoding="utf-8")
-    sync(staging)
-    staging.rename(path)
-    sync(path.parent)

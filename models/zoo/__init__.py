@@ -1,1 +1,1 @@
-"""Network architectures, one family a file: the paper's table as data, then a builder for each framework."""
+"""Network architectures, one file for each family: the paper's table as data, then a builder for each framework."""

@@ -15,7 +15,7 @@ CONVOLUTIONS = ((96, 11, 4, True), (256, 5, 1, True), (384, 3, 1, False), (384, 
 DENSE = (4096, 4096)
 DROPOUT = 0.5
 EPSILON = 1e-3
-NORMALIZED = 2  # how many of the pooling layers batch normalisation follows, where it is used
+NORMALIZED = 2  # number of pooling layers that batch normalisation follows, in the variants that use it
 
 
 def torch_alexnet(
@@ -84,7 +84,7 @@ ARCHITECTURES = (
         builders=BUILDERS,
         options={"padding": 2},
     ),
-    # Batch normalisation after the first two pooling layers, where the paper has local response normalisation.
+    # Batch normalisation after the first two pooling layers, instead of the paper's local response normalisation.
     Architecture(
         name="alexnet_bn",
         paper=PAPER,

@@ -17,7 +17,7 @@ CHANNELS, KERNEL, STRIDE = 16, 3, 2
 def torch_convnet(
     shape: tuple[int, ...], num_classes: int, *, form: Literal["sequential", "functional", "subclassed"]
 ) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]. PyTorch has one form for all three."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]. PyTorch has one form for all three."""
     from torch import nn
 
     net: OrderedDict[str, nn.Module] = OrderedDict(conv1=same_conv2d(shape[-1], CHANNELS, KERNEL, STRIDE))
@@ -30,7 +30,7 @@ def torch_convnet(
 def keras_convnet(
     shape: tuple[int, ...], num_classes: int, *, form: Literal["sequential", "functional", "subclassed"]
 ) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Input, Model, Sequential, layers
 
     activation = "relu" if form == "subclassed" else None

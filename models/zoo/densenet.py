@@ -16,8 +16,8 @@ BLOCKS = {
     "densenet169": (32, (6, 12, 32, 32)),
     "densenet201": (32, (6, 12, 48, 32)),
 }
-BOTTLENECK = 4  # a layer's 1x1 convolution gives so many times the growth rate
-COMPRESSION = 2  # a transition leaves one channel of so many
+BOTTLENECK = 4  # channels of a layer's 1x1 convolution, as a multiple of the growth rate
+COMPRESSION = 2  # a transition divides the number of channels by it
 
 # Trainable parameters, and the running statistics beside them.
 PARAMETERS = {
@@ -29,7 +29,7 @@ PARAMETERS = {
 
 
 def torch_densenet(shape: tuple[int, ...], num_classes: int, *, growth: int, blocks: tuple[int, ...]) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -77,7 +77,7 @@ def torch_densenet(shape: tuple[int, ...], num_classes: int, *, growth: int, blo
 
 
 def keras_densenet(shape: tuple[int, ...], num_classes: int, *, growth: int, blocks: tuple[int, ...]) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Model, layers
 
     def convolution(x: Any, width: int, kernel: int, name: str) -> Any:
@@ -99,7 +99,7 @@ def keras_densenet(shape: tuple[int, ...], num_classes: int, *, growth: int, blo
     x = layers.ZeroPadding2D(3)(pixels)
     x = layers.Conv2D(2 * growth, 7, strides=2, use_bias=False, name="features.conv0")(x)
     x = activated(x, "features.norm0")
-    # ReLU comes before it, so zeros at the border never win.
+    # ReLU comes before it, so zeros at the border never are the maximum.
     x = layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
     for number, count in enumerate(blocks, 1):
         for index in range(1, count + 1):

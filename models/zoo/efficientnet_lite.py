@@ -36,7 +36,7 @@ def blocks() -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def torch_efficientnet_lite0(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -87,7 +87,7 @@ def torch_efficientnet_lite0(shape: tuple[int, ...], num_classes: int) -> Any:
 
 
 def keras_efficientnet_lite0(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Model, layers
 
     def convolution(x: Any, width: int, name: str, kernel: int = 1, stride: int = 1) -> Any:

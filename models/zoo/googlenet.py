@@ -26,7 +26,7 @@ Paths = tuple[int, tuple[int, int], tuple[int, int], int]
 
 
 def torch_googlenet(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -80,7 +80,7 @@ def torch_googlenet(shape: tuple[int, ...], num_classes: int) -> Any:
 
 
 def keras_googlenet(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Model, layers
 
     def convolution(x: Any, width: int, kernel: int, name: str) -> Any:
@@ -94,7 +94,7 @@ def keras_googlenet(shape: tuple[int, ...], num_classes: int) -> Any:
         return layers.Concatenate()([p1, p2, p3, p4])
 
     def pool(x: Any) -> Any:
-        # Nothing before it is below zero, so zeros at the border never win.
+        # Nothing before it is below zero, so zeros at the border never are the maximum.
         return layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
 
     def stage(x: Any, name: str, blocks: tuple[Paths, ...]) -> Any:
@@ -137,7 +137,7 @@ STACK_DENSE = 1024
 
 
 def torch_inception_stack(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]."""
     from torch import nn
 
     pooling = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
@@ -156,7 +156,7 @@ def torch_inception_stack(shape: tuple[int, ...], num_classes: int) -> Any:
 
 
 def keras_inception_stack(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Sequential, layers
 
     pooling = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}

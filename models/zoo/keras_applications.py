@@ -1,4 +1,4 @@
-"""The classifiers of keras.applications: the library's own networks, so whatever was saved from one of them fits."""
+"""The classifiers of keras.applications. They are the library's own networks, so all weights saved from them fit."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ RESNET_V2 = "He et al., 2016, arXiv:1603.05027"
 VGG = "Simonyan & Zisserman, 2014, arXiv:1409.1556"
 XCEPTION = "Chollet, 2016, arXiv:1610.02357"
 
-# Paper, side of the picture, the mode of the library's preprocess_input ("raw" where the network rescales inside), then
+# Paper, side of the picture, the mode of the library's preprocess_input ("raw" if the network rescales inside), then
 # parameters: trainable, and not.
 ROWS: dict[str, tuple[str, int, str, int, int]] = {
     "ConvNeXtBase": (CONVNEXT, 224, "raw", 88_591_464, 0),
@@ -68,15 +68,16 @@ ROWS: dict[str, tuple[str, int, str, int, int]] = {
     "Xception": (XCEPTION, 299, "tf", 22_855_952, 54_528),
 }
 
-# The library builds one layer more into these when asked for its official weights (it divides by a standard deviation's
-# root a second time), and leaves it out for `weights=None`. It holds no weights, so the file of either fits both, and
-# only one answers rightly. The name alone is the official network; with SCRATCH, the one without.
+# With its official weights the library builds these with one more layer, which divides by the root of the standard
+# deviation a second time; with `weights=None` it leaves that layer out. The layer has no weights, so a file of either
+# network fits both, and only one gives the right outputs. The plain name means the official network; the one without
+# the layer has SCRATCH appended.
 TWICE_SCALED = tuple(name for name in ROWS if name.startswith("EfficientNetB"))
 SCRATCH = "_scratch"
 
 
 def twin(architecture: str) -> str | None:
-    """The architecture that the weights of this one fit too, and that answers otherwise; None for nearly all."""
+    """Another architecture that the same weights fit, with different outputs; None for nearly all."""
     name = architecture.removeprefix(PREFIX)
     if name.removesuffix(SCRATCH) not in TWICE_SCALED:
         return None
@@ -84,7 +85,7 @@ def twin(architecture: str) -> str | None:
 
 
 def keras_application(shape: tuple[int, ...], num_classes: int, *, name: str, twice_scaled: bool) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]. Raises ValueError as the library does."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]. Raises ValueError as the library does."""
     from keras import applications
 
     if twice_scaled and shape[-1] != len(NORMALIZATIONS["torch"]["std"]):
@@ -96,7 +97,7 @@ def keras_application(shape: tuple[int, ...], num_classes: int, *, name: str, tw
 
 
 def scaled_again(network: Any) -> Any:
-    """The network with a layer behind its Normalization that divides by the root of ImageNet's standard deviation."""
+    """The network with a layer after its Normalization that divides by the root of ImageNet's standard deviation."""
     from keras import layers, models
 
     roots = layers.Rescaling([1 / math.sqrt(std) for std in NORMALIZATIONS["torch"]["std"]])

@@ -16,7 +16,7 @@ DENSE = (120, 84)
 
 
 def torch_lenet5(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]."""
     from torch import nn
 
     net: list[nn.Module] = []
@@ -34,7 +34,7 @@ def torch_lenet5(shape: tuple[int, ...], num_classes: int) -> Any:
 
 
 def keras_lenet5(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Sequential, layers
 
     net: list[layers.Layer] = [layers.Input(shape)]

@@ -9,7 +9,7 @@ from models.inputs import ImageInput, NumbersInput
 
 
 def torch_mlp(shape: tuple[int, ...], num_classes: int, *, hidden: tuple[int, ...]) -> Any:
-    """Takes numbers of any shape, [N, ...], or images, [N, channels, height, width]; gives logits [N, num_classes]."""
+    """Takes numbers, [N, ...], or images, [N, channels, height, width]; returns logits [N, num_classes]."""
     import torch
     from torch import nn
 
@@ -30,7 +30,7 @@ def torch_mlp(shape: tuple[int, ...], num_classes: int, *, hidden: tuple[int, ..
 
 
 def keras_mlp(shape: tuple[int, ...], num_classes: int, *, hidden: tuple[int, ...]) -> Any:
-    """Takes numbers of any shape, or images, [N, height, width, channels]; gives logits [N, num_classes]."""
+    """Takes numbers, [N, ...], or images, [N, height, width, channels]; returns logits [N, num_classes]."""
     from keras import Sequential, layers
 
     net: list[layers.Layer] = [layers.Input(shape), layers.Flatten()]

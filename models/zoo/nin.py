@@ -12,7 +12,7 @@ DROPOUT = 0.5
 
 
 def torch_nin(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]."""
     from torch import nn
 
     def block(channels: int, width: int, kernel: int, stride: int, padding: int) -> nn.Module:
@@ -29,7 +29,7 @@ def torch_nin(shape: tuple[int, ...], num_classes: int) -> Any:
 
 
 def keras_nin(shape: tuple[int, ...], num_classes: int) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Sequential, layers
 
     def block(width: int, kernel: int, stride: int, padding: int) -> list[layers.Layer]:

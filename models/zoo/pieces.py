@@ -1,10 +1,10 @@
-"""What PyTorch lacks and several families need."""
+"""Layers and helpers that PyTorch lacks and several families need."""
 
 from typing import Any
 
 
 def pad_same(x: Any, kernel: int, stride: int, value: float = 0.0) -> Any:
-    """[N, C, height, width] padded as Keras' `padding="same"` does it: the odd pixel at the bottom right."""
+    """Pads [N, C, height, width] as Keras' `padding="same"` does: an odd pixel goes to the bottom or right."""
     from torch.nn import functional as F
 
     padding = []
@@ -26,7 +26,7 @@ def same_conv2d(channels: int, width: int, kernel: int, stride: int, **options: 
 
 
 def count_features(layers: list[Any], shape: tuple[int, ...]) -> int:
-    """How many numbers these layers make of one image of (height, width, channels)."""
+    """How many numbers these layers compute for one image of (height, width, channels)."""
     import torch
 
     height, width, channels = shape

@@ -1,8 +1,8 @@
 """Recurrent classifiers: Elman, 1990; LSTM, Hochreiter & Schmidhuber, 1997; GRU, Cho et al., 2014.
 
-Two layers read a sequence, and a dense layer reads the second one's last state. PyTorch and cuDNN give a layer two
-biases where one would do; so has the Keras network here, for the same parameters in both. `rnn_one_bias` and
-`lstm_one_bias` are Keras' own layers: there PyTorch's second bias is zero and stays so. (A GRU has two in both.)
+Two layers read a sequence, and a dense layer reads the second one's last state. In PyTorch and cuDNN a layer has two
+biases, of which one would do; so does the Keras network here, for equal parameters in both. `rnn_one_bias` and
+`lstm_one_bias` use Keras' own layers: PyTorch's second bias is zero there and stays zero. (A GRU has two in both.)
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ ROWS_HIDDEN = 64
 def torch_recurrent(
     shape: tuple[int, ...], num_classes: int, *, cell: str, hidden: int, bidirectional: bool = False, biases: int = 2
 ) -> Any:
-    """Takes [N, steps, features], or an image, [N, channels, height, width]; gives logits [N, num_classes]."""
+    """Takes [N, steps, features], or an image, [N, channels, height, width]; returns logits [N, num_classes]."""
     import torch
     from torch import nn
 
@@ -41,7 +41,7 @@ def torch_recurrent(
             if len(shape) == 3:  # noqa: PLR2004
                 x = x.permute(0, 2, 3, 1).flatten(2)
             x, _ = self.rnn(x)
-            # What each direction knows at its end: the backward one ends at the first step.
+            # The last state of each direction: the backward one ends at the first step.
             return self.fc(torch.cat((x[:, -1, :hidden], x[:, 0, hidden:]), dim=1))
 
     return Recurrent()
@@ -50,7 +50,7 @@ def torch_recurrent(
 def keras_recurrent(
     shape: tuple[int, ...], num_classes: int, *, cell: str, hidden: int, bidirectional: bool = False, biases: int = 2
 ) -> Any:
-    """Takes [N, steps, features], or an image, [N, height, width, channels]; gives logits [N, num_classes]."""
+    """Takes [N, steps, features], or an image, [N, height, width, channels]; returns logits [N, num_classes]."""
     from keras import Sequential, layers, ops, saving
 
     @saving.register_keras_serializable("menagerie")

@@ -1,7 +1,7 @@
 """ResNet. He, Zhang, Ren & Sun, 2015. Deep residual learning for image recognition.
 
-Layers are named as torchvision's are, so its checkpoints fit; so is the stride of a bottleneck in the 3x3 convolution
-("v1.5"), where the paper has it in the first 1x1.
+Layers are named as in torchvision, so that its checkpoints fit. For the same reason a bottleneck has its stride in the
+3x3 convolution ("v1.5"); in the paper it is in the first 1x1.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ PARAMETERS = {
 }
 
 Border = Literal["symmetric", "same", "valid"]
-"""How the first pooling and strided convolutions treat the border: as PyTorch, or as Keras has these words."""
+"""Padding of the first pooling and of strided convolutions: "symmetric" as in PyTorch, or one of Keras' words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ class Variant:
     """How one network of the family differs from the others."""
 
     kind: str
-    """Of its blocks: a name of KERNELS."""
+    """Kind of its blocks, a name in KERNELS."""
     depths: tuple[int, ...]
-    """How many blocks each stage has."""
+    """Number of blocks in each stage."""
     strides: tuple[int, ...] = (1, 2, 2, 2)
-    """Of each stage's first block."""
+    """Stride of each stage's first block."""
     strided: int | None = None
     """Which of a block's convolutions has the stride, counted from 1. Default: STRIDED's."""
     projection: int = 1
@@ -58,7 +58,7 @@ class Variant:
     border: Border = "symmetric"
     bias: bool = False
     epsilon: float = 1e-5
-    """Of batch normalisation."""
+    """Epsilon of batch normalisation."""
 
     def stride_of(self, convolution: int, stride: int) -> int:
         """The stride of one of a block's convolutions, counted from 1, where the block has `stride`."""
@@ -66,7 +66,7 @@ class Variant:
 
 
 def torch_resnet(shape: tuple[int, ...], num_classes: int, *, variant: Variant) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -139,7 +139,7 @@ def torch_resnet(shape: tuple[int, ...], num_classes: int, *, variant: Variant) 
 
 
 def keras_resnet(shape: tuple[int, ...], num_classes: int, *, variant: Variant) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Model, layers
 
     def convolution(x: Any, width: int, kernel: int, stride: int, name: str) -> Any:
@@ -161,7 +161,7 @@ def keras_resnet(shape: tuple[int, ...], num_classes: int, *, variant: Variant) 
 
     def pooled(x: Any) -> Any:
         if variant.border == "symmetric":
-            # ReLU comes before it, so zeros at the border never win.
+            # ReLU comes before it, so zeros at the border never are the maximum.
             return layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(1)(x))
         return layers.MaxPooling2D(3, strides=2, padding=variant.border)(x)
 
@@ -190,9 +190,9 @@ def keras_resnet(shape: tuple[int, ...], num_classes: int, *, variant: Variant) 
 
 BUILDERS: Builders = {"torch": torch_resnet, "keras": keras_resnet}
 PAPER = "He et al., 2015, arXiv:1512.03385"
-KERAS: dict[str, Any] = {"bias": True, "epsilon": 1e-3}  # what Keras' layers have by default
+KERAS: dict[str, Any] = {"bias": True, "epsilon": 1e-3}  # the defaults of Keras' layers
 
-# ReLU inside the convolution, before batch normalisation, and none after the sum, as a Keras tutorial has it. The
+# ReLU inside the convolution, before batch normalisation, and none after the sum, as in a Keras tutorial. The
 # stride is in a block's first convolution, and the border is Keras' own.
 RELU_FIRST: dict[str, Any] = {**KERAS, "relu_first": True, "strided": 1, "border": "same"}
 
@@ -230,7 +230,7 @@ ARCHITECTURES = (
         builders=BUILDERS,
         options={"variant": Variant(kind="bottleneck", depths=(3, 4, 6, 3), **RELU_FIRST)},
     ),
-    # No stride between the stages and one block more in each, as another tutorial has it: 16 times the work.
+    # No stride between the stages and one block more in each, as in another tutorial: 16 times the work.
     Architecture(
         name="resnet50_unstrided",
         paper=PAPER,

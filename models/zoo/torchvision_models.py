@@ -1,4 +1,4 @@
-"""The classifiers of torchvision.models: the library's own networks, so whatever was saved from one of them fits."""
+"""The classifiers of torchvision.models. They are the library's own networks, so all weights saved from them fit."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ VGG = "Simonyan & Zisserman, 2014, arXiv:1409.1556"
 VIT = "Dosovitskiy et al., 2020, arXiv:2010.11929"
 WIDE_RESNET = "Zagoruyko & Komodakis, 2016, arXiv:1605.07146"
 
-# Of the official weights that the library calls DEFAULT: the paper, the crop, the shorter side before it and Pillow's
+# For the official weights that the library calls DEFAULT: the paper, the crop, the shorter side before it and Pillow's
 # filter; then trainable parameters and running statistics.
 ROWS: dict[str, tuple[str, int, int, Any, int, int]] = {
     "alexnet": (ALEXNET, 224, 256, "bilinear", 61_100_840, 0),
@@ -118,15 +118,15 @@ ROWS: dict[str, tuple[str, int, int, Any, int, int]] = {
 # Normalised to -1..1; all others by ImageNet's mean and standard deviation.
 CENTRED = {"efficientnet_v2_l", "googlenet", "inception_v3"}
 
-# Classifiers inside of the network that only training asks; neither a network nor its answers need their weights.
+# Auxiliary classifiers inside a network, for training only. Inference does not need their weights.
 TRAINING_ONLY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
 
 def torch_torchvision(shape: tuple[int, ...], num_classes: int, *, name: str) -> Any:
-    """Takes [N, 3, height, width], gives logits [N, num_classes]. Raises ValueError for what the library has not.
+    """Takes [N, 3, height, width], returns logits [N, num_classes]. Raises ValueError if the library has no such shape.
 
-    Official weights of GoogLeNet and Inception v3 come with `transform_input`, which makes -1..1 of what was normalised
-    by mean and standard deviation. Here the pixels become -1..1 at once, and `transform_input` is off.
+    Official weights of GoogLeNet and Inception v3 come with `transform_input`, which rescales pixels normalised by
+    mean and standard deviation to -1..1. Here preprocessing rescales them to -1..1, and `transform_input` is off.
     """
     from torchvision import models
 

@@ -26,7 +26,7 @@ PARAMETERS = {
 
 
 def torch_vgg(shape: tuple[int, ...], num_classes: int, *, blocks: tuple[tuple[int, int], ...]) -> Any:
-    """Takes [N, channels, height, width], gives logits [N, num_classes]."""
+    """Takes [N, channels, height, width], returns logits [N, num_classes]."""
     from torch import nn
 
     net: list[nn.Module] = []
@@ -47,7 +47,7 @@ def torch_vgg(shape: tuple[int, ...], num_classes: int, *, blocks: tuple[tuple[i
 
 
 def keras_vgg(shape: tuple[int, ...], num_classes: int, *, blocks: tuple[tuple[int, int], ...]) -> Any:
-    """Takes [N, height, width, channels], gives logits [N, num_classes]."""
+    """Takes [N, height, width, channels], returns logits [N, num_classes]."""
     from keras import Sequential, layers
 
     net: list[layers.Layer] = [layers.Input(shape)]

@@ -10,8 +10,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 
-from models.artifact.publish import MAX_VERSION
-from models.artifact.toml_file import MOST_BYTES
+from models.artifact.toml_file import MAX_BYTES
+from models.artifact.versions import MAX_VERSION
 from service.api.body import declared_bytes
 from service.api.schemas import ModelBody, UploadAnswer, VersionBody, errors
 from service.api.state import AppState
@@ -68,8 +68,8 @@ def _model(request: Request, model: str) -> ModelBody:
 async def define_model(request: Request, model: str) -> ModelBody:
     """Creates a model, or replaces its model.toml. The body is the content of model.toml."""
     async with AppState.of(request).bodies.receive(request) as body:
-        if len(body) > MOST_BYTES:
-            raise BodyTooLarge(f"model.toml has more than {MOST_BYTES} bytes", cure="put the labels into labels.txt")
+        if len(body) > MAX_BYTES:
+            raise BodyTooLarge(f"model.toml has more than {MAX_BYTES} bytes", cure="put the labels into labels.txt")
         try:
             body.decode()
         except UnicodeDecodeError as error:

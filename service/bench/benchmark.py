@@ -1,4 +1,4 @@
-"""One benchmark from beginning to end: the load, then what each part reaches alone."""
+"""One benchmark from beginning to end: the server under load, then each of its parts alone."""
 
 import itertools
 import json
@@ -28,11 +28,11 @@ from service.images import raster
 from service.images.preprocess import decode
 from service.images.shortcuts import Shortcuts
 from service.inference.engine import CPU, Engine, plan
-from service.repository.repository import Repository, read_published
+from service.repository.repository import Repository, read_converted
 from service.settings import Settings
 
 TINY = Path(__file__).with_name("tiny")
-"""A repository of one model that costs next to nothing: the mean colour of a few pixels."""
+"""A repository of one model that costs almost nothing: the mean colour of a few pixels."""
 PHOTOGRAPH = Path(__file__).parents[2] / "models" / "samples" / "coffee.jpg"
 WARM_SECONDS = 1.0
 LIMIT_SECONDS = 1.0
@@ -41,22 +41,23 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is measured, and for how long."""
+class Benchmark:
+    """One measurement that was asked for."""
 
     model: str
     url: str | None
-    """A server that runs already; None starts one."""
+    """A server that runs already; None to start one."""
     image: Path
     clients: Sequence[int]
     seconds: float
-    """For each number of clients."""
+    """Of load for each number of clients."""
     photographs: Path | None = None
-    """A directory of JPEGs on which preprocessing's shortcuts are compared, as well as on `image`."""
+    """A directory of JPEGs on which the shortcuts of preprocessing are compared too, beside `image`."""
 
 
-def run(settings: Settings, wanted: Plan, say: Say) -> Report:
-    """Blocks until all is measured; `say` hears what is being done. Raises ServiceError."""
+def run(settings: Settings, wanted: Benchmark, say: Say) -> Report:
+    """Blocks until everything is measured; `say` is called with each step. Raises ServiceError."""
+    load.find_wrk()
     photographs = _photographs(wanted.photographs)
     with TemporaryDirectory() as directory:
         with _served(settings, wanted, say) as served:
@@ -75,14 +76,14 @@ def run(settings: Settings, wanted: Plan, say: Say) -> Report:
             on_gpu=on_gpu,
         )
         if wanted.url:
-            say("the limits are measured where the server is started here: without --url")
+            say("the parts are measured only if the benchmark starts the server itself, without --url")
             return report
         return _with_limits(report, settings, request, max(wanted.clients), body, photographs, say)
 
 
 @contextmanager
-def _served(settings: Settings, wanted: Plan, say: Say) -> Iterator[Served]:
-    """The server to be measured, ready."""
+def _served(settings: Settings, wanted: Benchmark, say: Say) -> Iterator[Served]:
+    """The server to measure, once its model is ready."""
     if wanted.url:
         yield running(wanted.url)
         return
@@ -92,21 +93,23 @@ def _served(settings: Settings, wanted: Plan, say: Say) -> Iterator[Served]:
         "MENAGERIE_MODELS": wanted.model,
     }
     with started(environment, "service", "serve") as served:
-        say(f"loading {wanted.model}, which is converted first where it has not been")
+        say(f"loading {wanted.model}, which is converted first if it has not been yet")
         wait_until_ready(served, wanted.model, settings.conversion_timeout_seconds)
         yield served
 
 
 def _live(model: dict[str, Any]) -> dict[str, Any]:
-    """What the server tells of the version that answers."""
+    """The server's description of the live version. Raises BenchError if there is none."""
     if model["live"] is None:
         reason = model["problem"] or "; ".join(each["reason"] for each in model["versions"])
-        raise BenchError(f"{model['name']} is not ready: {reason}", cure="wait until it is, or repair it")
+        raise BenchError(
+            f"{model['name']} is not ready: {reason}", cure="wait until it is loaded, or correct what the reason names"
+        )
     return next(each for each in model["versions"] if each["version"] == model["live"])
 
 
-def _body(wanted: Plan, takes: dict[str, Any]) -> tuple[bytes, str]:
-    """One request's body and its Content-Type."""
+def _body(wanted: Benchmark, takes: dict[str, Any]) -> tuple[bytes, str]:
+    """The body of one request, and its Content-Type."""
     if takes["kind"] != "image":
         zeros = np.zeros(takes["shape"]).tolist()
         return json.dumps({"instances": [zeros]}).encode(), "application/json"
@@ -116,11 +119,11 @@ def _body(wanted: Plan, takes: dict[str, Any]) -> tuple[bytes, str]:
         raise BenchError(f"{wanted.image} cannot be read: {error.strerror}", cure="name an image file") from error
 
 
-def _result(served: Served, request: load.Request, wanted: Plan, clients: int, say: Say) -> Result:
+def _result(served: Served, request: load.Request, wanted: Benchmark, clients: int, say: Say) -> Result:
     say(f"{clients} clients, {wanted.seconds:g} s")
     warmed = load.apply(request, clients, min(WARM_SECONDS, wanted.seconds))
     if warmed.refused == warmed.requests:
-        raise BenchError("the server answers with errors alone", cure=f"try: menagerie predict --model {wanted.model}")
+        raise BenchError("the server answers with errors only", cure=f"try: menagerie predict --model {wanted.model}")
     cpu, counts = served.cpu_seconds(), served.metrics(wanted.model)
     found = load.apply(request, clients, wanted.seconds)
     cpu_after, counts_after = served.cpu_seconds(), served.metrics(wanted.model)
@@ -180,7 +183,7 @@ def _with_limits(
     try:
         found += limits.engine(engine, item, LIMIT_SECONDS / 2)
         if isinstance(spec, ImageInput):
-            say("preprocessing's shortcuts")
+            say("accuracy of the shortcuts in preprocessing")
             bodies = itertools.chain((body, enlarged), (path.read_bytes() for path in photographs))
             agreements = agreement.measure(bodies, spec, engine, shortcuts)
     finally:
@@ -191,7 +194,7 @@ def _with_limits(
 
 
 def _photographs(directory: Path | None) -> Sequence[Path]:
-    """The JPEGs of a directory and of those in it."""
+    """The JPEG files in a directory and its subdirectories."""
     if directory is None:
         return []
     paths = [path for path in directory.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg") and path.is_file()]
@@ -204,14 +207,14 @@ def _published(settings: Settings, model: str) -> tuple[Manifest, bytes]:
     repository = Repository(settings.repository)
     source = repository.resolve(model, repository.wanted(model)[-1]).source
     if isinstance(source, Artifact):
-        directory = Converter.of(settings).published(source)
+        directory = Converter.of(settings).converted(source)
         if directory is None:
             raise BenchError(f"{model} changed while it was measured", cure="measure again")
         source = directory
-    return read_published(source)
+    return read_converted(source)
 
 
-def _machine(wanted: Plan, body: bytes, kind: str, provider: str) -> dict[str, str]:
+def _machine(wanted: Benchmark, body: bytes, kind: str, provider: str) -> dict[str, str]:
     libraries = ["onnxruntime-gpu", "onnxruntime", "pillow", "uvicorn", "fastapi"]
     libraries += ["simplejpeg", "cykooz-resizer"] if raster.IS_AVAILABLE else []
     request = f"{len(body)} bytes of JSON"
@@ -224,7 +227,7 @@ def _machine(wanted: Plan, body: bytes, kind: str, provider: str) -> dict[str, s
         "GPU": ", ".join(gpu_names()) or "none",
         "provider": provider,
         "request": request,
-        "clients": f"{load.generator()}, on the same machine; {wanted.seconds:g} s each",
+        "clients": f"wrk, on the same machine; {wanted.seconds:g} s each",
         "software": ", ".join([f"Python {platform.python_version()}", *_versions(libraries)]),
     }
 

@@ -1,6 +1,6 @@
-"""HTTP alone: takes the body and gives an answer that never changes. `python -m service.bench.echo`, on MENAGERIE_PORT.
+"""HTTP alone: reads the body and returns a constant answer. `python -m service.bench.echo`, on MENAGERIE_PORT.
 
-As much of a web framework as the server has, and nothing of the server.
+It runs the server's web framework and HTTP settings, and no code of the server.
 """
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +15,7 @@ app = FastAPI()
 
 @app.post("/predict/{model}")
 async def predict(request: Request, model: str) -> Response:
-    """The same answer to everything."""
+    """The same answer to every request."""
     assert model
     await request.body()
     return Response(ANSWER, media_type="application/json")

@@ -1,4 +1,4 @@
-"""What each part of the server reaches alone, with nothing else to do: preprocessing, the engine, HTTP."""
+"""The throughput of each part of the server alone: preprocessing, the engine, HTTP."""
 
 import time
 from collections.abc import Callable
@@ -19,23 +19,23 @@ from service.inference.engine import Engine
 
 Array = np.ndarray[Any, Any]
 
-LARGE = (4000, 3000)  # 12 megapixels, as a telephone takes them
+LARGE = (4000, 3000)  # 12 megapixels, as a telephone's camera has
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """One part of the server, alone."""
+    """The throughput of one part of the server alone."""
 
     part: str
     setting: str
     rate: float
-    """Images, or requests, a second."""
+    """Images, or requests, per second."""
     cpu_milliseconds: float
-    """Of all cores together, for each of them."""
+    """CPU time of all cores together, for one image or request."""
 
 
 def _measure(part: str, setting: str, work: Callable[[], int], seconds: float) -> Limit:
-    """Does the work, which tells of how many images it was, again and again for so long; once before, uncounted."""
+    """Repeats the work, which returns its number of images, for that long. The first call is a warm-up."""
     work()
     done, elapsed, cpu, started = 0, 0.0, time.process_time(), time.perf_counter()
     while done == 0 or elapsed < seconds:
@@ -46,7 +46,7 @@ def _measure(part: str, setting: str, work: Callable[[], int], seconds: float) -
 
 
 def preprocessing(body: bytes, spec: ImageInput, shortcuts: Shortcuts, threads: int, seconds: float) -> Limit:
-    """Decoding and fitting the image in so many threads."""
+    """Decoding and resizing the image, in that many threads."""
 
     def once(_: int) -> Array:
         return preprocess.decode(body, spec, max_pixels=pixels_of(body), shortcuts=shortcuts)
@@ -58,7 +58,7 @@ def preprocessing(body: bytes, spec: ImageInput, shortcuts: Shortcuts, threads: 
 
 
 def pillow(body: bytes, spec: ImageInput, seconds: float) -> Limit:
-    """What `preprocessing` is measured against: all of the picture, as torchvision does it."""
+    """The same work as torchvision does it, on the whole picture: the reference for `preprocessing`."""
 
     def once() -> int:
         whole(body, spec)
@@ -68,7 +68,7 @@ def pillow(body: bytes, spec: ImageInput, seconds: float) -> Limit:
 
 
 def engine(opened: Engine, item: Array, seconds: float) -> list[Limit]:
-    """Every bucket."""
+    """The engine alone, at each of its batch sizes."""
     batches = {size: np.stack([item] * size) for size in opened.plan.buckets}
     return [
         _measure("engine", f"batch {size}", lambda batch=batch: len(opened.run(batch)), seconds)  # type: ignore[misc]
@@ -77,7 +77,7 @@ def engine(opened: Engine, item: Array, seconds: float) -> list[Limit]:
 
 
 def http(request: load.Request, clients: int, seconds: float) -> Limit:
-    """The web server and the framework, with an answer that never changes. The CPU is the server's."""
+    """The web server and the framework alone, with a constant answer. The CPU time is the server's."""
     with server.started({}, "service.bench.echo") as echo:
         url = echo.url + "/predict/echo"
         before = echo.cpu_seconds()

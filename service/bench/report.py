@@ -1,4 +1,4 @@
-"""What was measured: one value, as JSON, as Markdown, as a chart."""
+"""The result of a benchmark, as JSON, as Markdown and as a chart."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,15 +14,15 @@ NONE = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One number of clients."""
+    """The figures for one number of clients."""
 
     load: Load
     mean_batch: float
     server_cpu_milliseconds: float | None
-    """For each request; None where the server's process cannot be seen."""
+    """For each request; None if the server's process cannot be seen from here."""
     memory_mib: float | None
     stages: Mapping[str, float]
-    """Mean milliseconds of a request in each stage, by the server's own metrics; waiting is part of them."""
+    """Mean milliseconds of a request in each stage, by the server's own metrics, time of waiting included."""
 
     @property
     def client_cpu_milliseconds(self) -> float:
@@ -32,28 +32,29 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """One run."""
+    """The figures of one benchmark."""
 
     model: str
     machine: Mapping[str, str]
     results: Sequence[Result]
     limits: Sequence[Limit] = ()
     large: Sequence[Limit] = ()
-    """Of a 12-megapixel photograph: Pillow, and preprocessing."""
+    """For a photograph of 12 megapixels: Pillow, then preprocessing."""
     agreement: Mapping[str, Agreement] = field(default_factory=dict)
-    """Of each of preprocessing's shortcuts."""
+    """Accuracy of each shortcut in preprocessing."""
     cores: int
     on_gpu: bool
 
     def least_cpu(self) -> Mapping[str, float]:
-        """Of each part, the least milliseconds of CPU that an image takes."""
+        """The least CPU time that each part takes for an image, in milliseconds."""
         parts = dict.fromkeys(limit.part for limit in self.limits if limit.part != "Pillow")
         return {part: min(each.cpu_milliseconds for each in self.limits if each.part == part) for part in parts}
 
     def limit(self, result: Result) -> float | None:
-        """Requests a second that this machine could answer if it did nothing but these parts and run the clients.
+        """The requests per second that this machine could answer if it ran nothing but these parts and the clients.
 
-        A client waits for its answer: few clients are bound by the parts one after the other, for one image at a time.
+        Each client waits for its answer. A few clients are therefore limited by the time that one image takes to pass
+        through all the parts, one after the other.
         """
         least = self.least_cpu()
         if not least:
@@ -61,7 +62,7 @@ class Report:
         engine = [each.rate for each in self.limits if each.part == "engine"]
         on_cores = sum(cpu for part, cpu in least.items() if not (self.on_gpu and part == "engine"))
         rate = self.cores * 1000 / (on_cores + result.client_cpu_milliseconds)
-        if self.on_gpu:  # the device works beside the cores
+        if self.on_gpu:  # the GPU works at the same time as the cores
             rate = min(rate, max(engine))
         first = {  # of each part: one thread, a batch of one
             each.part: 1000 / each.rate for each in reversed(self.limits) if each.part in ("preprocessing", "engine")
@@ -70,25 +71,27 @@ class Report:
         return min(rate, result.load.clients * 1000 / alone)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything."""
+        """All figures."""
         limits = [self.limit(result) for result in self.results]
         return asdict(self) | {"least_cpu_milliseconds": self.least_cpu(), "limit_of_each_result": limits}
 
     def tables(self) -> Sequence[tuple[str, Sequence[Sequence[str]]]]:
-        """Each with a title; the first row is the head."""
+        """Tables, each with its title; the first row holds the column names."""
         tables = [("Under load", [_HEAD, *(self._row(result) for result in self.results)])]
         if self.limits:
             tables.append(("Each part alone", [_LIMIT_HEAD, *map(_limit_row, self.limits)]))
         if any(result.server_cpu_milliseconds for result in self.results) and self.limits:
-            tables.append(("Where the server's CPU goes, ms a request", list(self._shares())))
+            tables.append(("CPU time of the server, ms per request", list(self._shares())))
         if any(result.stages for result in self.results):
-            tables.append(("How long a request is where, ms", list(self._stages())))
+            tables.append(("Time of a request in each stage, ms", list(self._stages())))
         if self.large:
             ratio = self.large[1].cpu_milliseconds / self.large[0].cpu_milliseconds
             title = f"A photograph of 12 megapixels: {ratio:.2f} of Pillow's CPU"
             tables.append((title, [_LIMIT_HEAD, *map(_limit_row, self.large)]))
         if self.agreement:
-            tables.append(("Shortcuts of preprocessing beside Pillow and torchvision's way", list(self._agreements())))
+            tables.append(
+                ("Shortcuts in preprocessing, compared with Pillow and torchvision", list(self._agreements()))
+            )
         return tables
 
     def _row(self, result: Result) -> Sequence[str]:
@@ -135,7 +138,7 @@ class Report:
         return rows
 
     def to_markdown(self) -> str:
-        """The tables, with the machine before them."""
+        """A description of the machine, then the tables."""
         lines = [f"# {self.model}", "", *(f"- {name}: {value}" for name, value in self.machine.items())]
         for title, (head, *rows) in self.tables():
             lines += ["", f"## {title}", "", _line(head), _line(["---:"] * len(head)), *map(_line, rows)]
@@ -146,7 +149,7 @@ _HEAD = (
     *("clients", "requests/s", "p50 ms", "p95 ms", "p99 ms", "errors", "mean batch"),
     *("server CPU ms", "client CPU ms", "memory MiB", "of the limit"),
 )
-_LIMIT_HEAD = ("part", "at", "a second", "CPU ms")
+_LIMIT_HEAD = ("part", "at", "per second", "CPU ms")
 
 
 def _limit_row(limit: Limit) -> Sequence[str]:
@@ -158,7 +161,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Throughput beside its limit, latencies, and where the CPU goes. Raises ImportError without matplotlib."""
+    """Throughput and its limit, latencies, and CPU time by part. Raises ImportError if matplotlib is not installed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -169,7 +172,7 @@ def draw(report: Report, path: Path) -> None:
     limits = [limit for result in report.results if (limit := report.limit(result)) is not None]
     if limits:
         rates.plot(names, limits, "k_", markersize=30, label="limit of the machine")
-    rates.set(title="Requests a second", xlabel="clients")
+    rates.set(title="Requests per second", xlabel="clients")
     for quantile in ("p50", "p95", "p99"):
         latencies.plot(names, [getattr(each.load, quantile) * 1000 for each in report.results], "o-", label=quantile)
     latencies.set(title="Milliseconds", xlabel="clients", ylim=(0, None))
@@ -180,7 +183,7 @@ def draw(report: Report, path: Path) -> None:
     totals = [result.server_cpu_milliseconds or 0.0 for result in report.results]
     rest = [max(0.0, total - low) for total, low in zip(totals, bottom, strict=True)]
     cpu.bar(names, rest, bottom=bottom, color="lightgray", label="all else")
-    cpu.set(title="Server CPU, ms a request", xlabel="clients")
+    cpu.set(title="Server CPU, ms per request", xlabel="clients")
     for axes in (rates, latencies, cpu):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
     figure.suptitle(report.model)

@@ -1,1 +1,1 @@
-"""The command line, a file for each command; console, listing, options and remote are shared by them."""
+"""The command line, one file for each command. The commands share console, listing, options and remote."""

@@ -1,21 +1,21 @@
-"""menagerie check: every version of a repository, read and not loaded."""
+"""menagerie check: reads every version of a repository, without loading it."""
 
 from pathlib import Path
 
 import typer
 
-from service.commands.console import complain, errors_told, out
+from service.commands.console import complain, out, report_errors
 from service.commands.listing import versions
 from service.commands.options import RepositoryOption, read_settings
 from service.errors import RepositoryError, ServiceError
-from service.repository.repository import Repository, read_published
+from service.repository.repository import Repository, read_converted
 
 
 def check(repository: RepositoryOption = None) -> None:
-    """Validate a model repository and say what is wrong with it."""
+    """Validate a model repository and list its problems."""
     settings = read_settings(repository=repository)
     problems = count = 0
-    with errors_told():
+    with report_errors():
         for name, number, found in versions(Repository(settings.repository)):
             count += 1
             title = name if number is None else f"{name} version {number}"
@@ -23,7 +23,7 @@ def check(repository: RepositoryOption = None) -> None:
                 if isinstance(found, ServiceError):
                     raise found
                 if isinstance(found.source, Path):
-                    read_published(found.source)
+                    read_converted(found.source)
                 out.print(f"{title}: sound")
             except ServiceError as error:
                 problems += 1

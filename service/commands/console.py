@@ -1,4 +1,4 @@
-"""The terminal: what is said there, and how an expected error is told."""
+"""The terminal: output, and how an expected error is shown."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,16 @@ out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+class CommandError(ServiceError):
+    """The command cannot do what it was asked to do."""
+
+    code = "command_failed"
+    cure = "menagerie COMMAND --help"
+
+
 @contextmanager
-def errors_told() -> Iterator[None]:
-    """An expected error becomes two lines and exit code 1, not a traceback."""
+def report_errors() -> Iterator[None]:
+    """Shows an expected error as two lines and ends the command with exit code 1, without a traceback."""
     try:
         yield
     except ServiceError as error:
@@ -24,7 +31,7 @@ def errors_told() -> Iterator[None]:
 
 
 def complain(error: ServiceError, title: str = "") -> None:
-    """Tells of an error and its cure; `title` says whose it is."""
+    """Shows an error and its cure; `title` names what it concerns."""
     err.print(f"[red]{escape(f'{title}: ' if title else '')}{escape(error.message)}[/red]\n  {escape(error.cure)}")
     if error.detail:
         err.print(f"  {escape(error.detail)}")

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from models.artifact import staging
 from models.artifact.artifact import CONFIG_FILE, OVERRIDE_FILE, Artifact
 from models.artifact.manifest import MANIFEST_FILE
 from service import logs
-from service.commands.console import complain, errors_told, out
+from service.commands.console import complain, out, report_errors
 from service.commands.listing import known, versions
 from service.commands.options import CacheOption, RepositoryOption, read_settings
 from service.conversion.conversion import Converter
@@ -33,7 +34,7 @@ def convert(
     converter = Converter.of(settings)
     found = Repository(settings.repository)
     failed = 0
-    with errors_told():
+    with report_errors():
         wanted = known(found, models or [])
         chosen = [each for each in versions(found) if not wanted or each[0] in wanted]
     for position, (name, number, version) in enumerate(chosen, 1):
@@ -55,7 +56,7 @@ def _converted(version: Version, converter: Converter, title: str) -> Path:
     if not isinstance(version.source, Artifact):
         out.print(f"{title}: published already")
         return version.source
-    if found := converter.published(version.source):
+    if found := converter.converted(version.source):
         out.print(f"{title}: converted already")
         return found
     started = time.monotonic()
@@ -69,19 +70,35 @@ def _converted(version: Version, converter: Converter, title: str) -> Path:
 
 
 def _publish(repository: Repository, version: Version, directory: Path, output: Path) -> None:
-    """Copies a published version into another repository, beside its settings; complete or not at all."""
+    """Copies a converted version and its settings into another repository. Raises RepositoryError.
+
+    At every instant the old or the new version is there, whole; so it is after a crash.
+    """
     source, model = repository.root / version.model, output / version.model
-    target, staging = model / str(version.number), model / f".{version.number}.staging"
+    target = model / str(version.number)
     if target.exists() and not (target / MANIFEST_FILE).exists():
         raise RepositoryError(f"{target} holds something else", cure="name an empty directory as --output")
     if target.resolve() == directory.resolve():
         raise RepositoryError(f"{output} is the repository itself", cure="name another directory as --output")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(directory, staging)
-    if (source / CONFIG_FILE).exists():
-        shutil.copyfile(source / CONFIG_FILE, model / CONFIG_FILE)
-    if (override := source / str(version.number) / OVERRIDE_FILE).exists():
-        shutil.copyfile(override, staging / OVERRIDE_FILE)
-    shutil.rmtree(target, ignore_errors=True)
-    staging.rename(target)
+    try:
+        with staging.staged(output, f".{version.model}.{version.number}.staging") as room:
+            fresh = room / version.model / target.name
+            shutil.copytree(directory, fresh)
+            if (override := source / target.name / OVERRIDE_FILE).exists():
+                shutil.copyfile(override, fresh / OVERRIDE_FILE)
+            config = (source / CONFIG_FILE).read_bytes() if (source / CONFIG_FILE).exists() else None
+            if model.exists():
+                staging.replace(fresh, target)
+                if config is not None:
+                    staging.write_file(model / CONFIG_FILE, config)
+            else:  # a new model appears with its settings
+                if config is not None:
+                    (fresh.parent / CONFIG_FILE).write_bytes(config)
+                staging.rename(fresh.parent, model)
+    except OSError as error:
+        raise RepositoryError(
+            f"{target} could not be written: {error.strerror}",
+            cure="name a writable directory with enough space as --output",
+            detail=str(error),
+        ) from error
     out.print(f"published {target}")

@@ -1,20 +1,20 @@
-"""What a repository has, sound or not."""
+"""The versions of a repository, valid or not."""
 
 from collections.abc import Iterator
 
-from models.artifact.publish import MAX_VERSION
+from models.artifact.versions import MAX_VERSION
 from service.errors import ModelNotFound, RepositoryError, ServiceError
 from service.repository.repository import Repository, Version
 
 
 def versions(repository: Repository) -> Iterator[tuple[str, int | None, Version | ServiceError]]:
-    """Every version that would be loaded, or why it could not be; no number where that is so of the whole model.
+    """Every version to load, or the error that prevents it. The number is None if the error concerns the whole model.
 
-    Raises RepositoryError where the repository cannot be read.
+    Raises RepositoryError if the repository cannot be read.
     """
     for name in repository.ignored():
         cure = "rename the directory: lower-case letters, digits, '.', '_' and '-', at most 64"
-        yield name, None, RepositoryError(f"{name!r} is no name for a model, and is not served", cure=cure)
+        yield name, None, RepositoryError(f"{name!r} is not a valid name of a model, and is not served", cure=cure)
     for name in repository.names():
         try:
             for directory in repository.ignored_versions(name):
@@ -32,13 +32,13 @@ def versions(repository: Repository) -> Iterator[tuple[str, int | None, Version 
 
 def _misnumbered(name: str, directory: str) -> RepositoryError:
     return RepositoryError(
-        f"the directory {directory!r} is no version of {name}, and is not served",
-        cure=f"a version is a number from 1 to {MAX_VERSION}, without zeros before it",
+        f"the directory {directory!r} is not a version of {name}, and is not served",
+        cure=f"a version is a number from 1 to {MAX_VERSION}, without leading zeros",
     )
 
 
 def known(repository: Repository, names: list[str]) -> list[str]:
-    """The names, all of which the repository has. Raises ModelNotFound."""
+    """The names, if the repository has all of them. Raises ModelNotFound."""
     present = repository.names()
     for name in names:
         if name not in present:

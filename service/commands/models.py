@@ -1,4 +1,4 @@
-"""menagerie models: one table, of a repository, of a server or of the catalog."""
+"""menagerie models: a table of the models of a repository or a server, or of the catalog."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -10,7 +10,7 @@ from rich.table import Table
 from models import catalog as architectures
 from models.artifact.artifact import Artifact
 from service.commands import remote
-from service.commands.console import errors_told, out
+from service.commands.console import out, report_errors
 from service.commands.listing import versions
 from service.commands.options import CacheOption, RepositoryOption, UrlOption, read_settings
 from service.conversion.conversion import Converter
@@ -24,16 +24,16 @@ def models(
     cache: CacheOption = None,
     url: UrlOption = None,
     *,
-    catalog: Annotated[bool, typer.Option("--catalog", help="List the architectures instead")] = False,
+    catalog: Annotated[bool, typer.Option("--catalog", help="List the architectures of the catalog instead")] = False,
 ) -> None:
-    """List the models with their states: of the repository, or of a running server with --url."""
+    """List the models and their states: of the repository, or of a running server with --url."""
     if catalog:
         _list_architectures()
         return
     table = Table(
         "model", "version", "state", "architecture", "framework", "provider", "reason", box=None, pad_edge=False
     )
-    with errors_told():
+    with report_errors():
         if url:
             rows = _server_rows(url.rstrip("/"))
         else:
@@ -45,12 +45,12 @@ def models(
 
 def _list_architectures() -> None:
     table = Table("architecture", "paper", "input", "parameters", "frameworks", box=None, pad_edge=False)
-    table.columns[1].overflow = "fold"  # a narrow terminal loses nothing
+    table.columns[1].overflow = "fold"  # so that a narrow terminal cuts nothing off
     table.columns[3].justify = "right"
     for row in architectures.rows():
         table.add_row(*map(escape, row))
     out.print(table)
-    out.print("torchvision:NAME and keras:NAME are the networks of torchvision.models and keras.applications")
+    out.print("torchvision:NAME and keras:NAME name the networks of torchvision.models and keras.applications")
 
 
 def _server_rows(url: str) -> Iterator[tuple[str, ...]]:
@@ -69,7 +69,7 @@ def _repository_rows(settings: Settings) -> Iterator[tuple[str, ...]]:
         if isinstance(found, ServiceError):
             yield name, label, "UNAVAILABLE", "", "", "", f"{found.message}; {found.cure}"
         elif isinstance(found.source, Artifact):
-            spec, state = found.source.spec, "CONVERTED" if converter.published(found.source) else "TO CONVERT"
+            spec, state = found.source.spec, "CONVERTED" if converter.converted(found.source) else "TO CONVERT"
             yield name, label, state, spec.architecture, spec.framework, "", ""
         else:
             yield name, label, "PUBLISHED", "", "", "", ""

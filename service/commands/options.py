@@ -1,4 +1,4 @@
-"""The options that several commands take, and the settings that come of them."""
+"""Options that several commands share, and the settings read from them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +10,15 @@ from rich.markup import escape
 from service.commands.console import err
 from service.settings import PREFIX, Settings
 
-RepositoryOption = Annotated[Path | None, typer.Option(help="Directory of the models [MENAGERIE_REPOSITORY]")]
+RepositoryOption = Annotated[Path | None, typer.Option(help="Model repository [MENAGERIE_REPOSITORY]")]
 CacheOption = Annotated[Path | None, typer.Option(help="Directory for converted models [MENAGERIE_CACHE]")]
-UrlOption = Annotated[str | None, typer.Option(help="Ask this server, such as http://127.0.0.1:8000")]
+UrlOption = Annotated[str | None, typer.Option(help="URL of a running server, such as http://127.0.0.1:8000")]
 
 
 def read_settings(**options: object) -> Settings:
-    """The environment's settings, with the options that were given in their place.
+    """The settings of the environment; options that were given replace them.
 
-    A wrong one is told by its variable's name, and ends the command with exit code 2.
+    An invalid setting ends the command with exit code 2 and a message that names its variable.
     """
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""menagerie predict: one photograph, answered by a server or in this process."""
+"""menagerie predict: classifies one photograph, by a server or in this process."""
 
 import asyncio
 import json
@@ -12,10 +12,9 @@ from rich.markup import escape
 from service import logs
 from service.api.schemas import PredictAnswer
 from service.commands import remote
-from service.commands.console import errors_told, out
+from service.commands.console import CommandError, out, report_errors
 from service.commands.listing import known
 from service.commands.options import CacheOption, RepositoryOption, UrlOption, read_settings
-from service.errors import RepositoryError
 from service.images.decode_pool import DecodePool
 from service.lifecycle import Lifecycle
 from service.repository.repository import Repository
@@ -34,12 +33,12 @@ def predict(
     repository: RepositoryOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """Say what is on a photograph: by a server with --url, else in this process."""
-    with errors_told():
+    """Classify a photograph: by a running server with --url, else in this process."""
+    with report_errors():
         try:
             content = photo.read_bytes()
         except OSError as error:
-            raise RepositoryError(f"{photo} cannot be read: {error.strerror}", cure="name an image file") from error
+            raise CommandError(f"{photo} cannot be read: {error.strerror}", cure="name an image file") from error
         if url:
             answer = remote.post(f"{url.rstrip('/')}/predict/{model}", params={"top_k": top_k}, content=content)
         else:

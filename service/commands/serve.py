@@ -1,4 +1,4 @@
-"""menagerie serve: the server, until it is stopped."""
+"""menagerie serve: runs the server until it is stopped."""
 
 from typing import Annotated
 

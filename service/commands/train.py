@@ -1,4 +1,4 @@
-"""menagerie train: gives way to models.train, which reads its own options."""
+"""menagerie train: replaces this process with models.train, which reads its own options."""
 
 import os
 import sys
@@ -7,6 +7,6 @@ import typer
 
 
 def train(context: typer.Context) -> None:
-    """Train an architecture on images, and publish it into a model repository."""
-    # The trainer becomes this process: signals reach it, its exit status is this one's, and no framework comes in here.
+    """Train an architecture on images, and publish the result into a model repository."""
+    # With exec, signals reach the trainer, its exit status is the command's, and this process imports no framework.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "models.train", *context.args])  # noqa: S606

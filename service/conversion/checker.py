@@ -16,12 +16,13 @@ from pydantic import ValidationError
 
 from models.artifact import manifest as published
 from models.artifact.manifest import Manifest
-from models.conversion.check import Found, Job
-from service.conversion.places import Places
-from service.conversion.room import room
+from models.artifact.staging import write_file
+from models.conversion.check import CheckJob, Found
+from service.conversion.slots import Slots
 from service.errors import RepositoryError
 from service.host.child import CHECK, Child, Limits, OnStep, Unconfined
 from service.host.machine import usable_cores
+from service.host.staging import exclusive
 from service.repository.repository import told
 from service.settings import Settings
 
@@ -46,7 +47,7 @@ class Checker:
     def __init__(self, settings: Settings) -> None:
         self._cache = settings.cache
         self._limits = Limits(settings.check_timeout_seconds, settings.check_memory_bytes, _FILE_BYTES)
-        self._places = Places(settings.check_memory_bytes)
+        self._slots = Slots(settings.check_memory_bytes)
         self._unconfined = Unconfined(CHECK)
 
     async def check(self, model: str, directory: Path, batches: Sequence[int], on_step: OnStep) -> Passed:
@@ -56,23 +57,23 @@ class Checker:
         key = await asyncio.to_thread(_key, manifest, batches)
         kept = self._cache / "checked" / f"{key}.json"
         if (found := await asyncio.to_thread(_read, kept)) is None:
-            async with self._places.place(model):
+            async with self._slots.slot(model):
                 found = await self._try(directory, batches, key, kept, on_step)
         return Passed(manifest, found.opened_bytes)
 
     async def _try(self, directory: Path, batches: Sequence[int], key: str, kept: Path, on_step: OnStep) -> Found:
         limits = self._limits.now()
-        job = Job(
+        job = CheckJob(
             directory=directory.absolute(),  # noqa: ASYNC240 - it asks no disk
             batches=tuple(batches),
             threads=usable_cores(),
             memory_bytes=limits.memory_bytes,
         )
         try:
-            async with self._room(key) as empty:
+            async with self._staged(key) as directory_of_child:
                 if found := await asyncio.to_thread(_read, kept):  # by who held the lock before
                     return found
-                child = Child(CHECK, empty, limits, on_step, self._unconfined)
+                child = Child(CHECK, directory_of_child, limits, on_step, self._unconfined)
                 found = Found.model_validate_json(await child.run(job.model_dump_json()))
         except ValidationError as error:
             raise RepositoryError("the checking process did not say what it found", cure=CHECK.cure) from error
@@ -86,10 +87,10 @@ class Checker:
         return found
 
     @asynccontextmanager
-    async def _room(self, key: str) -> AsyncIterator[Path]:
+    async def _staged(self, key: str) -> AsyncIterator[Path]:
         """An empty directory in the cache; where that is only read, one of the system's. Raises OSError."""
         if _is_writable(self._cache):
-            async with room(self._cache / "staging", key) as directory:
+            async with exclusive(self._cache / "staging", key) as directory:
                 yield directory
         else:
             with tempfile.TemporaryDirectory() as name:
@@ -111,10 +112,7 @@ def _read(kept: Path) -> Found | None:
 
 def _write(kept: Path, found: Found) -> None:
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_suffix(f".{os.getpid()}")
-        draft.write_text(found.model_dump_json(), encoding="utf-8")
-        draft.replace(kept)
+        write_file(kept, found.model_dump_json().encode())
     except OSError as error:
         log.warning("the check is not kept", reason=error.strerror, cure="make MENAGERIE_CACHE writable")
 

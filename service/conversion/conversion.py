@@ -2,18 +2,17 @@
 
 import asyncio
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+from models.artifact import staging
 from models.artifact.artifact import Artifact
 from models.artifact.formats import is_regular
-from models.artifact.manifest import MANIFEST_FILE, ONNX_FILE, published_manifest
-from models.artifact.publish import publish
-from service.conversion.room import room
+from models.artifact.manifest import MANIFEST_FILE, ONNX_FILE, converted_manifest
 from service.errors import ConversionError
 from service.host.child import CONVERSION, Child, Limits, OnStep, Unconfined
+from service.host.staging import exclusive
 from service.host.threads import to_its_end
 from service.settings import DEFAULT_CONVERSION_MEMORY_BYTES, MIB, Settings
 
@@ -49,10 +48,10 @@ class Converter:
             allow_code=settings.allow_code,
         )
 
-    def published(self, artifact: Artifact) -> Path | None:
+    def converted(self, artifact: Artifact) -> Path | None:
         """Where the artifact lies converted; None where it was not yet."""
         directory = self._cache / artifact.fingerprint
-        return None if published_manifest(directory) is None else directory
+        return None if converted_manifest(directory) is None else directory
 
     async def convert(self, artifact: Artifact, on_step: OnStep = lambda _: None) -> Path:
         """The published directory of an artifact, converted now if need be.
@@ -60,11 +59,11 @@ class Converter:
         `on_step` hears the name of each step as it begins. Raises ConversionError with the step, the reason and the
         cure. A cancelled call, or one over its limits, leaves no process and nothing half-written.
         """
-        if found := self.published(artifact):
+        if found := self.converted(artifact):
             return found
         try:
-            async with room(self._cache / "staging", artifact.fingerprint) as directory:
-                if found := self.published(artifact):  # by who held the lock before
+            async with exclusive(self._cache / "staging", artifact.fingerprint) as directory:
+                if found := self.converted(artifact):  # by who held the lock before
                     return found
                 built = directory / "published"
                 job = {
@@ -88,11 +87,9 @@ class Converter:
             built.is_symlink()
             or {path.name for path in built.glob("*")} != files
             or not all(is_regular(built / name) for name in files)
-            or (manifest := published_manifest(built)) is None
+            or (manifest := converted_manifest(built)) is None
             or manifest.fingerprint != artifact.fingerprint
             or not artifact.spec.admits(manifest.spec)
         ):
             raise ConversionError("publish: the converting process did not leave the files of this artifact")
-        target = self._cache / artifact.fingerprint
-        shutil.rmtree(target, ignore_errors=True)  # one that is not whole, if any
-        return publish(built, target)
+        return staging.replace(built, self._cache / artifact.fingerprint)  # an incomplete one, if any

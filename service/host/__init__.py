@@ -1,1 +1,1 @@
-"""What the host offers: cores, memory, threads, confined child processes. Imports none of the other rooms."""
+"""The host: cores, memory, threads, confined child processes. Imports none of the other rooms."""

@@ -1,4 +1,4 @@
-"""A confined process for one piece of work: its environment, its limits, what it says. Nothing of it is trusted."""
+"""A confined process for one piece of work: its environment, limits and events. Nothing that it sends is trusted."""
 
 import asyncio
 import contextlib
@@ -15,14 +15,15 @@ from typing import Any, Self
 import structlog
 from pydantic import TypeAdapter
 
+from models.process import resident_bytes
 from service.errors import ConversionError, RepositoryError
-from service.host.machine import available_memory_bytes, resident_bytes
+from service.host.machine import available_memory_bytes
 
 log = structlog.get_logger()
 
 OnStep = Callable[[str], None]
 
-# A child works on the CPU, quietly, and reports to nobody.
+# A child works on the CPU, logs little, and sends no telemetry.
 CHILD_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "KERAS_BACKEND": "tensorflow",
@@ -30,20 +31,20 @@ CHILD_ENVIRONMENT = {
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "ORT_DISABLE_TELEMETRY": "1",
 }
-# What it gets of the server's own environment, which may hold secrets: where Python and its libraries lie.
+# The variables that a child inherits, for Python and its libraries. Others of the server may hold secrets.
 _INHERITED = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"}
 _INHERITED_PREFIXES = ("LC_", "PYTHON")
 
-_MOST_EVENTS, _MOST_WORDS = 2**16, 2**25  # bytes of standard output and standard error; a conversion needs kilobytes
-_MEMORY_SHARE = 0.9  # of what is free: where a container's memory ends, the kernel may end all that is in it
-_LAST_WORDS = 20  # lines of standard error that are kept
+_MAX_EVENTS, _MAX_LOG = 2**16, 2**25  # bytes of standard output and standard error; a conversion needs kilobytes
+_MEMORY_SHARE = 0.9  # of the free memory: if a container runs out, the kernel may end every process in it
+_LAST_LINES = 20  # of standard error, for the error message
 _WATCH_SECONDS = 0.1
 _EVENT = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a child is started for, and the words for its failures."""
+    """The work of a child, and the words for its failures."""
 
     module: str
     title: str
@@ -52,9 +53,9 @@ class Work:
     memory_setting: str
     error: type[ConversionError | RepositoryError]
     cure: str
-    """Where it ended without saying why."""
+    """The cure if it ended without a reason."""
     elsewhere: str
-    """What to do where this machine has too little memory."""
+    """The cure if this machine has too little memory."""
 
 
 CONVERSION = Work(
@@ -77,28 +78,33 @@ CHECK = Work(
     cure="convert the weights again (menagerie convert), and publish the result",
     elsewhere="serve a smaller network, or smaller batches ([batching] in model.toml)",
 )
+TRANSPLANT = replace(
+    CONVERSION,
+    module="models.transplant",
+    title="transplant",
+    process="transplanting process",
+    cure="if the weights are sound, report it with the output above",
+    elsewhere="transplant on a larger machine",
+)
 UNPACKING = replace(CONVERSION, module="models.artifact.unpack", title="unpacking", process="unpacking process")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one child may take."""
+    """The limits of one child."""
 
     seconds: float
     memory_bytes: int
     file_bytes: int
-    """Of each file that it writes."""
+    """The largest file that it may write."""
 
     def now(self) -> Self:
-        """These limits, with no more memory than there is."""
-        free = available_memory_bytes()
-        if free is None:
-            return self
-        return replace(self, memory_bytes=min(self.memory_bytes, int(_MEMORY_SHARE * free)))
+        """These limits, with no more memory than is free now."""
+        return replace(self, memory_bytes=min(self.memory_bytes, int(_MEMORY_SHARE * available_memory_bytes())))
 
 
 class Child:
-    """One run of a module in models.conversion.sandbox, which may write into one directory."""
+    """One run of a module in the sandbox, in which it may write into one directory."""
 
     def __init__(self, work: Work, directory: Path, limits: Limits, on_step: OnStep, on_unconfined: OnStep) -> None:
         self._work = work
@@ -111,13 +117,13 @@ class Child:
         self._failure: dict[str, str] = {}
 
     async def run(self, job: str) -> str:
-        """The result that it told, if any, when the work is done; then, or if cancelled, no process is left.
+        """Runs the job, and returns the result that the child sent, if any. Raises the work's error.
 
-        Raises the work's error.
+        When it returns or is cancelled, no process is left.
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-P",  # a directory called models where the server was started is not our package
+            "-P",  # else a directory called models, where the server was started, would be imported
             "-m",
             "models.conversion.sandbox",
             str(self._directory),
@@ -131,31 +137,31 @@ class Child:
         )
         assert process.stdin is not None
         assert process.stderr is not None
-        with contextlib.suppress(ConnectionError):  # a child that died at once says so below
+        with contextlib.suppress(ConnectionError):  # the child has died: this is reported below
             process.stdin.write(job.encode())
             process.stdin.write_eof()
         ending = asyncio.ensure_future(self._listen(process))
-        last_words = asyncio.ensure_future(self._last_lines(process.stderr))
+        log_end = asyncio.ensure_future(self._last_lines(process.stderr))
         try:
-            await self._watch(process, ending, last_words)
+            await self._watch(process, ending, log_end)
         finally:
             _kill_group(process)
             ending.cancel()
-            last_words.cancel()
-            await asyncio.gather(ending, last_words, return_exceptions=True)
-            await process.communicate()  # asyncio sees no end of a process whose last words nobody reads
+            log_end.cancel()
+            await asyncio.gather(ending, log_end, return_exceptions=True)
+            await process.communicate()  # asyncio notices the end of a process only once its output is read
         if {"failed", "reason", "cure"} <= self._failure.keys():
             reason = f"{self._failure['failed']}: {self._failure['reason']}"
-            raise self._work.error(reason, cure=self._failure["cure"], detail=last_words.result())
+            raise self._work.error(reason, cure=self._failure["cure"], detail=log_end.result())
         if (code := ending.result()) != 0:
             reason, cure = self._ending(code)
             raise self._work.error(
-                f"{self._step}: the {self._work.process} {reason}", cure=cure, detail=last_words.result()
+                f"{self._step}: the {self._work.process} {reason}", cure=cure, detail=log_end.result()
             )
         return self._result
 
     async def _watch(self, process: asyncio.subprocess.Process, *readers: asyncio.Future[Any]) -> None:
-        """Waits until all is read, while the limits hold. Raises the work's error."""
+        """Waits until all output is read. Raises the work's error if a limit is exceeded."""
         started = time.monotonic()
         while True:
             read, waiting = await asyncio.wait(readers, timeout=_WATCH_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
@@ -164,7 +170,7 @@ class Child:
             if not waiting:
                 return
             if process.returncode is not None:
-                _kill_group(process)  # a grandchild would hold the pipes open
+                _kill_group(process)  # a grandchild would keep the pipes open
             seconds, held = time.monotonic() - started, resident_bytes(process.pid)
             if seconds > self._limits.seconds:
                 reason = f"{self._step}: the {self._work.title} was killed after {seconds:.0f} s"
@@ -173,12 +179,12 @@ class Child:
                 raise self._work.error(
                     f"{self._step}: the {self._work.title} was killed with {_gigabytes(held)} in memory; "
                     f"it may have {_gigabytes(self._limits.memory_bytes)}",
-                    cure=f"raise {self._work.memory_setting} where the machine has more memory free; "
+                    cure=f"raise {self._work.memory_setting} if the machine has more free memory; "
                     f"or {self._work.elsewhere}",
                 )
 
     async def _listen(self, process: asyncio.subprocess.Process) -> int:
-        """Hears each event; the exit code."""
+        """Handles each event, and returns the exit code."""
         assert process.stdout is not None
         async for event in self._events(process.stdout):
             if "step" in event:
@@ -193,7 +199,7 @@ class Child:
         return await process.wait()
 
     def _ending(self, code: int) -> tuple[str, str]:
-        """How a child ended that did not say why, and the cure."""
+        """How a child ended that sent no reason, and the cure."""
         if code >= 0:
             return f"ended with code {code}", self._work.cure
         name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
@@ -205,62 +211,62 @@ class Child:
         return f"was ended by {name}", self._work.cure
 
     async def _events(self, stream: asyncio.StreamReader) -> AsyncIterator[dict[str, str]]:
-        """Its lines of JSON. Raises the work's error where it says anything else, or too much."""
+        """The lines of JSON on standard output. Raises the work's error if they are anything else, or too many."""
         said = 0
         garbled = self._work.error(f"the {self._work.process} wrote something else than its steps to standard output")
         try:
             while line := await stream.readline():
                 said += len(line)
-                if said > _MOST_EVENTS:
+                if said > _MAX_EVENTS:
                     raise garbled
                 yield _EVENT.validate_json(line)
-        except ValueError as error:  # a line of any length, or no JSON
+        except ValueError as error:  # too long a line, or not JSON
             raise garbled from error
 
     async def _last_lines(self, stream: asyncio.StreamReader) -> str:
-        """The end of what it wrote; a line of any length is read in pieces. Raises the work's error."""
+        """The last lines of standard error, however long they are. Raises the work's error if there is too much."""
         tail, said = b"", 0
         while chunk := await stream.read(65536):
             tail = (tail + chunk)[-65536:]
             said += len(chunk)
-            if said > _MOST_WORDS:
-                raise self._work.error(
-                    f"the {self._work.process} wrote more than {_MOST_WORDS} bytes to standard error"
-                )
+            if said > _MAX_LOG:
+                raise self._work.error(f"the {self._work.process} wrote more than {_MAX_LOG} bytes to standard error")
         lines = (line for line in tail.decode(errors="replace").splitlines() if line.strip())
-        return "\n".join(deque(lines, _LAST_WORDS))
+        return "\n".join(deque(lines, _LAST_LINES))
 
 
 _FILE_CURE = "an ONNX file has 2 GB at most: serve a smaller network; if it is one, report it"
 
 
 class Unconfined:
-    """Says once what of the sandbox this system does not offer."""
+    """Logs once which restrictions of the sandbox this system does not support."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._told = False
+        self._logged = False
 
     def __call__(self, missing: str) -> None:
-        """Logs it, the first time."""
-        if not self._told:
-            self._told = True
-            cure = "serve only weights that you trust, or use a kernel and a container that allow seccomp and Landlock"
+        """Logs the missing restrictions, the first time."""
+        if not self._logged:
+            self._logged = True
+            cure = (
+                "serve only weights that you trust, or use a kernel and a container that support seccomp and Landlock"
+            )
             log.warning("not confined", work=self._work.title, missing=missing, cure=cure)
 
 
 def environment(server: Mapping[str, str], directory: Path) -> dict[str, str]:
-    """The child's: what it needs of the server's, and its own directory for temporary files and for Keras' settings."""
+    """The environment of a child. Temporary files and Keras' settings go to its own directory."""
     return inherited(server) | CHILD_ENVIRONMENT | {"TMPDIR": str(directory), "KERAS_HOME": str(directory)}
 
 
 def inherited(server: Mapping[str, str]) -> dict[str, str]:
-    """What any child may see of the server's environment."""
+    """The variables of the server's environment that any child may see."""
     return {name: value for name, value in server.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)}
 
 
 def _kill_group(process: asyncio.subprocess.Process) -> None:
-    """Ends the child, if it has not ended, and all that it started where the sandbox is incomplete."""
+    """Ends the child, and everything that it could start if the sandbox is incomplete."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

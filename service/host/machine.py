@@ -1,16 +1,18 @@
-"""What this host has: processor cores, memory and GPUs."""
+"""The processor cores, memory and GPUs of the host."""
 
 import ctypes
 import os
 import platform
 from pathlib import Path
 
+import psutil
+
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_CPU_MAX = _CGROUP / "cpu.max"
 
 
 def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
-    """Cores that this process may use: its affinity, and in a container its share of them. At least 1."""
+    """Cores that this process may use, by its affinity and its container's quota. At least 1."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -24,7 +26,7 @@ def usable_cores(cgroup: Path = _CGROUP_CPU_MAX) -> int:
 
 
 def processor() -> str:
-    """The processor's name; its kind where the system does not say."""
+    """The processor's name, or its architecture where the system does not name it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -32,43 +34,26 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def available_memory_bytes(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Memory that can still be had, of the machine's and in a container of its share; None where nobody says."""
-    found = []
-    if (free := _kilobytes(meminfo).get("MemAvailable")) is not None:
-        found.append(free * 1024)
+def available_memory_bytes(cgroup: Path = _CGROUP) -> int:
+    """Memory that can still be allocated: the machine's, or less where the container's limit is nearer."""
+    found: int = psutil.virtual_memory().available
     try:
         limit, used = (int((cgroup / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
-        found.append(max(0, limit - used + int(stat["inactive_file"])))  # files that nobody reads make room
+        # The kernel drops cached files that have not been read lately when memory is needed.
+        return min(found, max(0, limit - used + int(stat["inactive_file"])))
     except (OSError, ValueError, KeyError):  # no cgroup, or its limit is "max"
-        pass
-    return min(found, default=None)
-
-
-def resident_bytes(process: int) -> int:
-    """What a process has in memory and in swap; 0 where the system does not say, or it has ended."""
-    status = _kilobytes(Path(f"/proc/{process}/status"))
-    return 1024 * (status.get("VmRSS", 0) + status.get("VmSwap", 0))
-
-
-def _kilobytes(path: Path) -> dict[str, int]:
-    """The figures of a file of lines like `VmRSS:    1024 kB`; none where there is no such file."""
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-    except OSError:
-        return {}
-    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[2:] == ["kB"]}
+        return found
 
 
 def free_gpu_bytes(device_id: int) -> int | None:
-    """Memory that is free on that GPU; None where the driver does not say."""
+    """Free memory of a GPU; None where there is no driver, or it does not answer."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
     device, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-    # The device's primary context, which ONNX Runtime uses too, is kept: to make it again costs a tenth of a second.
+    # The primary context is retained and never released: ONNX Runtime uses it too, and creating it takes 0.1 s.
     retained = (
         driver.cuInit(0) == 0
         and driver.cuDeviceGet(ctypes.byref(device), device_id) == 0
@@ -85,7 +70,7 @@ def free_gpu_bytes(device_id: int) -> int | None:
 def gpu_names() -> list[str]:
     """Names of the NVIDIA GPUs that the driver shows, in device order.
 
-    ONNX Runtime's GPU package lists its CUDA provider on hosts without a GPU too, so the driver is asked.
+    The driver is asked because ONNX Runtime's GPU package lists its CUDA provider on hosts without a GPU too.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")

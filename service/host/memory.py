@@ -1,4 +1,4 @@
-"""glibc's malloc: keep the buffers that every image needs, hand back what a model leaves. Elsewhere, nothing."""
+"""Settings of glibc's malloc: keep image-sized buffers, return the memory of unloaded models. No effect elsewhere."""
 
 import ctypes
 import sys
@@ -8,9 +8,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def tune_malloc() -> None:
-    """Makes glibc keep image-sized buffers instead of mapping and unmapping each; elsewhere, does nothing.
+    """Makes glibc keep freed image-sized buffers instead of unmapping each. No effect on other systems.
 
-    To be called before the first image. Up to 256 MiB of freed memory stay with the process.
+    Call it before the first image. The process keeps up to 256 MiB of freed memory.
     """
     if sys.platform != "linux":
         return
@@ -24,6 +24,6 @@ def tune_malloc() -> None:
 
 
 def trim_malloc() -> None:
-    """Hands freed memory back to the system, which glibc keeps otherwise."""
+    """Returns freed memory, which glibc would keep, to the system."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

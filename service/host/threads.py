@@ -1,4 +1,4 @@
-"""Work on threads, which nobody can stop."""
+"""Work on threads, which cannot be interrupted."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,7 +8,7 @@ _Result = TypeVar("_Result")
 
 
 async def to_its_end(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """What work on a thread gives. A thread cannot be stopped: a cancellation is raised once it has ended."""
+    """The result of work on a thread. A thread cannot be interrupted, so a cancellation is raised when it has ended."""
     running, cancelled = asyncio.ensure_future(work), None
     while not running.done():
         try:

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import onnxruntime
 import structlog
 from pydantic import ValidationError
 
+from models.artifact.staging import write_file
 from models.inputs import Frozen
 from service.host.machine import processor
 from service.inference.engine import CPU, Engine, Plan
@@ -62,10 +62,7 @@ def tuned(content: bytes, plan: Plan, classes: int, cores: int, directory: Path)
     except (OSError, ValidationError):
         found = _measure(content, plan, classes, cores)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(found.model_dump_json(indent=2), encoding="utf-8")
-        draft.replace(path)
+        write_file(path, found.model_dump_json(indent=2).encode())
     except OSError as error:
         log.warning("the tuning is not kept", reason=error.strerror, cure="make MENAGERIE_CACHE writable")
     return found

@@ -2,22 +2,20 @@
 
 import asyncio
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import stat
-import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from models.artifact import formats, toml_file, unpack
+from models.artifact import formats, staging, toml_file, unpack
 from models.artifact.artifact import CONFIG_FILE, ModelConfig
-from models.artifact.publish import next_version, publish, remove, sync
+from models.artifact.versions import add_version
 from models.errors import ArtifactError
 from service.errors import (
     BodyTimeout,
@@ -32,6 +30,7 @@ from service.errors import (
     UploadInvalid,
 )
 from service.host.child import UNPACKING, Child, Limits, Unconfined
+from service.host.staging import staged
 from service.repository.repository import overridden
 from service.repository.routing import ROUTING_FILE, Routing
 
@@ -67,41 +66,9 @@ class Publisher:
         self._unconfined = Unconfined(UNPACKING)
 
     def tidy(self) -> None:
-        """Removes what was left by processes that are gone; a room that is in use is locked."""
-        with suppress(OSError):  # no repository, or one that is only read
-            for room in (self._root / STAGING).iterdir():
-                descriptor = os.open(room, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove(room)
-                except BlockingIOError:
-                    pass
-                finally:
-                    os.close(descriptor)
-
-    @contextmanager
-    def _room(self) -> Iterator[Path]:
-        """A directory of one's own, on the repository's file system, gone in the end."""
-        room = self._root / STAGING / uuid.uuid4().hex
-        with _told():
-            room.mkdir(parents=True)
-            descriptor = os.open(room, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield room
-        finally:
-            remove(room)
-            os.close(descriptor)
-
-    @asynccontextmanager
-    async def _own_room(self) -> AsyncIterator[Path]:
-        """The same, for the event loop: to remove what is in it may take seconds."""
-        with ExitStack() as stack:
-            room = stack.enter_context(self._room())
-            try:
-                yield room
-            finally:
-                await asyncio.to_thread(stack.close)
+        """Removes the leftovers of processes that were killed."""
+        with suppress(OSError):  # no repository, or a read-only one
+            staging.remove_leftovers((self._root / STAGING).iterdir())
 
     @asynccontextmanager
     async def receive(
@@ -120,7 +87,9 @@ class Publisher:
         RepositoryReadOnly; starlette's ClientDisconnect where the client goes.
         """
         self._check_size(declared_bytes)
-        async with self._own_room() as room:
+        async with AsyncExitStack() as stack:
+            with _translate_errors():
+                room = await stack.enter_async_context(staged(self._root / STAGING, "upload"))
             self._check_free(room, declared_bytes * (2 if is_archive else 1))  # the archive, and what is in it
             version = room / "version"
             version.mkdir()
@@ -135,7 +104,7 @@ class Publisher:
                 await self._unpack(file, version, upload.bytes)
             else:
                 try:
-                    await asyncio.to_thread(formats.tell, file)
+                    await asyncio.to_thread(formats.detect, file)
                 except ArtifactError as error:
                     raise UploadInvalid(str(error), cure=error.cure) from error
             yield version, upload
@@ -166,7 +135,7 @@ class Publisher:
             file.write(pending)
             pending.clear()
 
-        with _told(), path.open("wb") as file:
+        with _translate_errors(), path.open("wb") as file:
             async for chunk in self._in_time(chunks):
                 size += len(chunk)
                 self._check_size(size)
@@ -211,59 +180,49 @@ class Publisher:
             ) from error
         await asyncio.to_thread(_check_unpacked, target, size)
 
-    def publish(self, staged: Path, model: str, version: int | None = None) -> int:
+    def publish(self, fresh: Path, model: str, version: int | None = None) -> int:
         """Puts a received version into its place, under the next free number unless one is given. Raises Conflict."""
         directory = self._root / model
-        for _ in range(100):  # another process may take a number first
-            try:
-                with _told():
-                    number = version or next_version(directory)
-            except ArtifactError as error:
-                raise Conflict(str(error), cure="give a free number: ?version=2; or delete that version") from error
-            try:
-                with _told():
-                    publish(staged, directory / str(number))
-            except FileExistsError:
-                if version is not None:
-                    raise Conflict(
-                        f"{model} has a version {number}", cure="leave the number out, or delete it"
-                    ) from None
-            else:
-                return number
-        raise Conflict(f"no number was free for a version of {model}", cure="try again")
+        try:
+            with _translate_errors():
+                if version is None:
+                    return int(add_version(fresh, directory).name)
+                staging.rename(fresh, directory / str(version))
+                return version
+        except ArtifactError as error:
+            raise Conflict(str(error), cure="give a free number: ?version=2; or delete that version") from error
+        except FileExistsError:
+            raise Conflict(f"{model} has a version {version}", cure="leave the number out, or delete it") from None
 
     def write_config(self, model: str, content: bytes) -> None:
         """Writes a model.toml, if it is not the same already; a model that was not there is there with it."""
         present = self._root / model / CONFIG_FILE
         if present.is_file() and present.stat().st_size == len(content) and present.read_bytes() == content:
             return
-        with _told(), self._room() as room:
-            (room / CONFIG_FILE).write_bytes(content)
+        with _translate_errors():
             if (self._root / model).is_dir():
-                _replace(room / CONFIG_FILE, present)
-            else:
+                staging.write_file(present, content, self._root / STAGING)
+                return
+            with staging.staged(self._root / STAGING, "model") as room:
                 (room / model).mkdir()
-                (room / CONFIG_FILE).rename(room / model / CONFIG_FILE)
-                publish(room / model, self._root / model)
+                (room / model / CONFIG_FILE).write_bytes(content)
+                staging.rename(room / model, self._root / model)
 
     def write_routing(self, model: str, routing: Routing) -> None:
-        """Writes a routing.toml. Raises Conflict where it would not say what it is to say."""
+        """Writes a routing.toml. Raises Conflict where the file would be too long to be read again."""
         content = routing.to_toml().encode()
         try:
-            is_sound = Routing.model_validate(toml_file.parse(content, ROUTING_FILE)) == routing
-        except ValueError:
-            is_sound = False
-        if not is_sound:
-            raise Conflict(f"{ROUTING_FILE} cannot say this", cure="give labels names without dots")
-        with _told(), self._room() as room:
-            (room / ROUTING_FILE).write_bytes(content)
-            _replace(room / ROUTING_FILE, self._root / model / ROUTING_FILE)
+            toml_file.parse(content, ROUTING_FILE)
+        except ArtifactError as error:
+            raise Conflict(str(error), cure="remove labels that nobody uses") from error
+        with _translate_errors():
+            staging.write_file(self._root / model / ROUTING_FILE, content, self._root / STAGING)
 
     def delete(self, model: str, version: int) -> None:
         """Removes a version: it is gone at once, and its files soon."""
-        with _told(), self._room() as room:
+        with _translate_errors(), staging.staged(self._root / STAGING, "deleted") as room:
             (self._root / model / str(version)).rename(room / "version")
-            sync(self._root / model)
+            staging.sync(self._root / model)
 
 
 def _check_unpacked(directory: Path, size: int) -> None:
@@ -285,14 +244,8 @@ def _check_unpacked(directory: Path, size: int) -> None:
         raise UploadInvalid(error.message, cure=error.cure) from error
 
 
-def _replace(source: Path, target: Path) -> None:
-    sync(source)
-    source.replace(target)
-    sync(target.parent)
-
-
 @contextmanager
-def _told() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """What the system refuses, in our words; an occupied place is the caller's business."""
     try:
         yield

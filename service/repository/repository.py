@@ -21,10 +21,10 @@ from models.artifact.artifact import (
     Artifact,
     ModelConfig,
 )
-from models.artifact.formats import MOST_ENTRIES, below
+from models.artifact.formats import MAX_ENTRIES, below
 from models.artifact.manifest import MANIFEST_FILE, Manifest
-from models.artifact.publish import is_version
 from models.artifact.resolution import resolve
+from models.artifact.versions import is_version
 from models.errors import ArtifactError
 from service.errors import RepositoryError
 from service.repository.routing import ROUTING_FILE, Routing
@@ -183,7 +183,7 @@ def _files(directory: Path) -> list[Path]:
     try:
         return below(directory)
     except ArtifactError:
-        return [*islice(directory.iterdir(), MOST_ENTRIES)]
+        return [*islice(directory.iterdir(), MAX_ENTRIES)]
 
 
 @contextmanager
@@ -200,10 +200,10 @@ def _readable(name: str) -> Iterator[None]:
 _CORRECT = "correct it; the README lists what a model.toml may say"
 
 
-def read_published(directory: Path) -> tuple[Manifest, bytes]:
+def read_converted(directory: Path) -> tuple[Manifest, bytes]:
     """The manifest and the ONNX file beside it, which are checked against each other. Raises RepositoryError."""
     with told(directory):
-        return manifest.read_published(directory)
+        return manifest.read_converted(directory)
 
 
 @contextmanager
@@ -213,13 +213,13 @@ def told(directory: Path) -> Iterator[None]:
         yield
     except ValidationError as error:
         raise RepositoryError(
-            f"{MANIFEST_FILE} is not one of this release: {first_problem(error)}", cure=manifest.PUBLISH_AGAIN
+            f"{MANIFEST_FILE} is not one of this release: {first_problem(error)}", cure=manifest.CONVERT_AGAIN
         ) from error
     except ArtifactError as error:
         raise RepositoryError(str(error), cure=error.cure, detail=str(directory)) from error
     except OSError as error:
         raise RepositoryError(
-            f"a published file cannot be read: {error.strerror}", cure=manifest.PUBLISH_AGAIN, detail=str(error)
+            f"a published file cannot be read: {error.strerror}", cure=manifest.CONVERT_AGAIN, detail=str(error)
         ) from error
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from models.artifact import toml_file
 from models.artifact.artifact import VersionNumber
-from models.artifact.publish import toml
 from models.inputs import Frozen
 
 ROUTING_FILE = "routing.toml"
@@ -119,5 +119,6 @@ class Routing(Frozen):
     def to_toml(self) -> str:
         """The text of a routing.toml."""
         values = self.model_dump(exclude_defaults=True)
-        parts = values.pop("versions", {})
-        return toml(values | {f"versions.{number}": part for number, part in sorted(parts.items())})
+        if parts := values.pop("versions", {}):
+            values["versions"] = {str(number): part for number, part in sorted(parts.items())}
+        return toml_file.dumps(values)

@@ -11,12 +11,13 @@ import structlog
 
 from models.artifact.artifact import Artifact
 from models.artifact.manifest import ONNX_FILE
+from models.process import resident_bytes
 from service import metrics
 from service.conversion.checker import Checker, Passed
 from service.conversion.conversion import Converter
-from service.conversion.places import Places
+from service.conversion.slots import Slots
 from service.errors import ConversionError, DeviceLost, NotEnoughMemory, RepositoryError
-from service.host.machine import available_memory_bytes, free_gpu_bytes, gpu_names, resident_bytes, usable_cores
+from service.host.machine import available_memory_bytes, free_gpu_bytes, gpu_names, usable_cores
 from service.host.memory import MIB
 from service.host.threads import to_its_end
 from service.images.decode_pool import DecodePool
@@ -26,7 +27,7 @@ from service.inference.servable import Servable
 from service.inference.tuning import tuned
 from service.inference.turns import Turns
 from service.lifecycle import Lifecycle
-from service.repository.repository import Version, read_published
+from service.repository.repository import Version, read_converted
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -55,7 +56,7 @@ class Loader:
         # What is converted does not hold up what only has to be opened. One is opened at a time: that is mostly the
         # warm-up, which keeps every core busy: 24 EfficientNets, two at a time on two cores, were ready a tenth sooner,
         # and it could no longer be told how much memory each takes.
-        self._conversions = Places(settings.conversion_memory_bytes)
+        self._conversions = Slots(settings.conversion_memory_bytes)
         self._opening = asyncio.Lock()
         self._turns = Turns(max(2, usable_cores()))
 
@@ -98,14 +99,14 @@ class Loader:
 
     async def _converted(self, version: Version, artifact: Artifact, tell: Tell) -> Path:
         """The directory of the version's ONNX file, converted now if need be. Raises ConversionError."""
-        if found := await asyncio.to_thread(self._converter.published, artifact):
+        if found := await asyncio.to_thread(self._converter.converted, artifact):
             return found
         if not self._settings.convert:
             raise ConversionError(
                 "it has not been converted, and this server does not convert",
                 cure="convert it where PyTorch or Keras is installed (menagerie convert), and serve the result",
             )
-        async with self._conversions.place(version.model):
+        async with self._conversions.slot(version.model):
             return await self._convert(version, artifact, tell)
 
     async def _convert(self, version: Version, artifact: Artifact, tell: Tell) -> Path:
@@ -132,7 +133,7 @@ class Loader:
             needed = _opening_bytes((directory / ONNX_FILE).stat().st_size) if passed is None else passed.opened_bytes
             _check_memory("memory", max(needed, expected_bytes), available_memory_bytes())
         before = resident_bytes(os.getpid())
-        manifest, content = await asyncio.to_thread(read_published, directory)
+        manifest, content = await asyncio.to_thread(read_converted, directory)
         if passed is not None and manifest != passed.manifest:  # which names the graph's SHA-256
             raise RepositoryError("its files changed while it was loaded", cure="write them once, then load them again")
         settings, observed = self._settings, metrics.ServableMetrics(version.model, version.number)

@@ -8,10 +8,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.bench.server import running
@@ -137,7 +139,7 @@ class Target:
 
     def report(self):
         """Prints how the server is, and tells whether it is still the first one."""
-        is_same = not self.deaths and (self.pid is None or Path(f"/proc/{self.pid}").exists())
+        is_same = not self.deaths and (self.pid is None or psutil.pid_exists(self.pid))
         deaths = self.decoder_deaths()
         print("server:", "the same process as before" if is_same else f"died, {dict(self.deaths)}")
         print("decoders that died, by cause:", "unknown" if deaths is None else dict(deaths) or "none")
@@ -170,10 +172,19 @@ class Sample(NamedTuple):
     @classmethod
     def of(cls, pid):
         """What they hold now; a process that has just ended holds nothing."""
-        pids = family(pid)
-        memory = [sum(resident(each, field) for each in pids) / MIB for field in ("Rss", "Pss")]
-        descriptors, threads = (sum(len(listing(each, kind)) for each in pids) for kind in ("fd", "task"))
-        return cls(resident(pid, "Rss") / MIB, *memory, descriptors, len(pids), threads)
+        found = []
+        for process in family(pid):
+            with suppress(psutil.NoSuchProcess):
+                found.append((process.memory_full_info(), process.num_fds(), process.num_threads()))
+        memory = [each for each, _, _ in found]
+        return cls(
+            own_rss_mib=memory[0].rss / MIB if memory else 0,
+            rss_mib=sum(each.rss for each in memory) / MIB,
+            pss_mib=sum(each.pss for each in memory) / MIB,
+            descriptors=sum(each for _, each, _ in found),
+            processes=len(found),
+            threads=sum(each for _, _, each in found),
+        )
 
     def __str__(self):
         return (
@@ -183,30 +194,12 @@ class Sample(NamedTuple):
 
 
 def family(pid):
-    """The process and all that come from it."""
-    found = [pid]
-    for each in found:
-        for task in listing(each, "task"):
-            try:
-                found += map(int, (task / "children").read_text().split())
-            except OSError:
-                continue  # it has ended
-    return found
-
-
-def listing(pid, kind):
+    """The process and all its descendants."""
     try:
-        return list(Path(f"/proc/{pid}/{kind}").iterdir())
-    except OSError:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
         return []
-
-
-def resident(pid, field):
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
 
 
 class Tally:

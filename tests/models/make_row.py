@@ -21,7 +21,7 @@ os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA
 
 import numpy as np
 
-from models import catalog, transplant
+from models import catalog, twins
 from models.artifact.artifact import SAMPLES, Spec
 from models.conversion.graph.export import forward, network_input
 from models.conversion.graph.sample_items import sample_items
@@ -33,7 +33,7 @@ FILES = {"torch": "weights.pth", "keras": "weights.weights.h5"}
 
 
 def photo(spec):
-    """What is posted to a model of images."""
+    """The image that is posted to a model of images."""
     return SAMPLES / ("chelsea.png" if spec.channels == 3 else "digit-7.png")
 
 
@@ -152,11 +152,11 @@ def make(name, directory, size):
     enliven(networks[first], first, batch[first])
     apart, returned = 0.0, True
     if len(networks) > 1:
-        transplant.to_keras(networks["torch"], networks["keras"])
+        twins.to_keras(networks["torch"], networks["keras"])
         answers = {framework: forward(network, framework, batch[framework]) for framework, network in networks.items()}
         apart = float(np.abs(answers["keras"] - answers["torch"]).max() / np.abs(answers["torch"]).max())
         back = architecture.build("torch", spec.shape)
-        transplant.to_torch(networks["keras"], back)
+        twins.to_torch(networks["keras"], back)
         kept = {key: value for key, value in networks["torch"].state_dict().items() if "num_batches" not in key}
         returned = all(torch.equal(value, back.state_dict()[key]) for key, value in kept.items())
 

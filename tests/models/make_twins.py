@@ -35,7 +35,7 @@ def main(directory):
 
     from models import catalog
     from models.inputs import NORMALIZATIONS
-    from models.transplant import to_keras
+    from models.twins import to_keras
 
     model, shape = Path(directory), (32, 32, 3)
     for version in ("1", "2"):

@@ -142,7 +142,7 @@ def mutated_header(content, draw):  # noqa: C901 - a table of changes
 
 
 def read(artifact):
-    """What a conversion does until the network is loaded."""
+    """The steps of a conversion until the network is loaded."""
     if hasattr(artifact.spec, "complete"):
         whole.open_whole(artifact, allow_code=False)
         return

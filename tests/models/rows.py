@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from models.artifact.manifest import published_manifest
+from models.artifact.manifest import converted_manifest
 from models.catalog import find
 from models.conversion.graph.parity import BATCHES, TOLERANCE
 from models.inputs import ImageInput
@@ -76,7 +76,7 @@ def convert_all(model, cache, numbers):
             return [await converter.convert(source) for source in sources]
         return await asyncio.gather(*map(converter.convert, sources))
 
-    return max(published_manifest(directory).peak_memory_bytes for directory in asyncio.run(convert()))
+    return max(converted_manifest(directory).peak_memory_bytes for directory in asyncio.run(convert()))
 
 
 def ready_versions(client, name):

@@ -1,4 +1,4 @@
-"""What a network gives becomes one probability for each class: by arithmetic, and in the served graph alike."""
+"""Outputs become one probability for each class, in NumPy and in the served graph alike."""
 
 import numpy as np
 import onnx

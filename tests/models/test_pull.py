@@ -43,7 +43,7 @@ for name, chosen in json.loads(sys.argv[3]):
     old = re.compile(r"(denselayer[0-9]+[.](?:norm|conv))([12])")
     state = {{old.sub(r"\\1.\\2", key): value for key, value in state.items() if "batches_tracked" not in key}}
     torch.save(state, Path(sys.argv[1]) / "checkpoints" / official.url.rsplit("/", 1)[-1])
-    job = pull.Job(architecture="torchvision:" + name, weights=chosen, output=Path(sys.argv[2]), name=name)
+    job = pull.PullJob(architecture="torchvision:" + name, weights=chosen, output=Path(sys.argv[2]), name=name)
     version, title = pull.pull(job)
     network, image = pulled(version)
     items = pixels[:, : image.height, : image.width]
@@ -66,7 +66,7 @@ for variable, values in zip(normalization.weights, ([0.485, 0.456, 0.406], [0.22
 normalization.finalize_state()
 scratch.save(sys.argv[1] + "/efficientnetb0.h5")
 file_utils.get_file = lambda *_, **__: sys.argv[1] + "/efficientnetb0.h5"
-job = pull.Job(architecture="keras:EfficientNetB0", output=Path(sys.argv[2]), name="efficientnetb0")
+job = pull.PullJob(architecture="keras:EfficientNetB0", output=Path(sys.argv[2]), name="efficientnetb0")
 version, title = pull.pull(job)
 network, image = pulled(version)
 pixels = np.random.default_rng(0).integers(0, 256, (2, *image.shape)).astype(np.uint8)
@@ -203,8 +203,8 @@ def test_settings_hold_labels_and_a_normalisation_without_a_name(tmp_path):
 )
 def test_what_has_no_official_weights_is_told(tmp_path, architecture, cure):
     with pytest.raises(ArtifactError, match="no official weights") as caught:
-        pull.pull(pull.Job(architecture=architecture, output=tmp_path, name="one"))
+        pull.pull(pull.PullJob(architecture=architecture, output=tmp_path, name="one"))
     assert cure in caught.value.cure
     (tmp_path / "one").mkdir()
     with pytest.raises(ArtifactError, match=r"no model\.toml"):
-        pull.pull(pull.Job(architecture=architecture, output=tmp_path, name="one"))
+        pull.pull(pull.PullJob(architecture=architecture, output=tmp_path, name="one"))

@@ -1,17 +1,21 @@
 """The command line, run as a user runs it."""
 
+import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from models.artifact.manifest import read_converted
 from models.catalog import CATALOG
 from service.settings import DEFAULT_REPOSITORY
 from tests.client import picture
 from tests.command_line import menagerie
 from tests.models.make_weights import make_weights
+from tests.models.published import publish_ballast
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def test_pull_without_a_network_says_where_to_put_the_file_and_takes_it_from_the
     command = ["pull", "torchvision:squeezenet1_1", "--output", tmp_path / "models"]
     result = menagerie(*command, "--name", "tiny")
     assert result.exit_code == 1
-    assert re.search(r"could not be fetched from https://\S+: .*refused", result.stderr)
+    assert re.search(r"could not be downloaded from https://\S+: .*refused", result.stderr)
     assert "Traceback" not in capfd.readouterr().err
     file = Path(re.search(r"copy it to (\S+);", result.stderr)[1])
     assert not (tmp_path / "models").exists()
@@ -108,7 +112,6 @@ def test_pull_without_a_network_says_where_to_put_the_file_and_takes_it_from_the
         (["check", "--repository", "nowhere"], "cannot be read: No such file"),
         (["pull", "torchvision:resnet5", "--output", "models"], "no architecture 'torchvision:resnet5'"),
         (["pull", "resnet18", "--output", "models"], "no official weights of resnet18"),
-        (["pull", "keras:VGG16", "--output", "models", "--name", "VGG16"], "'VGG16' is no name for a model"),
     ],
 )
 def test_a_mistake_is_told_in_two_lines(photo, repository, monkeypatch, arguments, problem):
@@ -117,6 +120,13 @@ def test_a_mistake_is_told_in_two_lines(photo, repository, monkeypatch, argument
     assert result.exit_code == 1
     assert problem in result.stderr
     assert 2 <= len(result.stderr.splitlines()) <= 3
+
+
+def test_a_bad_option_is_a_usage_error():
+    result = menagerie("pull", "keras:VGG16", "--output", "models", "--name", "VGG16", COLUMNS="200")
+    assert result.exit_code == 2
+    assert "'VGG16' is not a valid name of a model" in result.stderr
+    assert "--name" in result.stderr
 
 
 def test_a_wrong_setting_is_told_by_its_name(repository):
@@ -184,6 +194,75 @@ def test_convert_publishes_over_nothing_that_it_did_not_make(repository, tmp_pat
     assert result.exit_code == 1
     assert "is the repository itself" in result.stderr
     assert menagerie("check", "--repository", repository).exit_code == 0
+
+
+def test_convert_replaces_a_version_and_its_settings_and_leaves_nothing_else(repository, tmp_path):
+    output = tmp_path / "output"
+    options = ("--repository", repository, "--cache", tmp_path / "cache", "--output", output)
+    for labels in (["red", "green", "blue"], ["rot", "grün", "blau"]):
+        manifest = repository / "colour" / "1" / "manifest.json"
+        values = json.loads(manifest.read_text())
+        values["spec"]["labels"] = labels
+        manifest.write_text(json.dumps(values))
+        (repository / "colour" / "model.toml").write_text(f"min_agreement = 0.5 # {labels}")
+        (repository / "colour" / "1" / "artifact.toml").write_text(f"# {labels}")
+        assert menagerie("convert", *options).exit_code == 0
+        assert list(read_converted(output / "colour" / "1")[0].spec.labels) == labels
+        assert (output / "colour" / "model.toml").read_text() == f"min_agreement = 0.5 # {labels}"
+        assert (output / "colour" / "1" / "artifact.toml").read_text() == f"# {labels}"
+        assert sorted(path.name for path in output.iterdir()) == ["colour", "largest"]
+        assert sorted(path.name for path in (output / "colour").iterdir()) == ["1", "model.toml"]
+    output.joinpath("colour", "1").rename(tmp_path / "moved")
+    output.joinpath("colour", "1").symlink_to(tmp_path / "missing" / "deep")
+    result = menagerie("convert", *options)
+    assert result.exit_code == 1
+    assert f"{output / 'colour' / '1'} could not be written" in result.stderr
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_convert_leaves_the_old_or_the_new_version_whole(tmp_path, record_property):
+    output, contents, found = tmp_path / "output", {}, {"old": 0, "new": 0}
+    target = output / "colour" / "1"
+    for number, name in enumerate("ab", 1):
+        directory = publish_ballast(tmp_path / name / "colour", 32 * 2**20, number)
+        contents[name] = read_converted(directory.rename(directory.with_name("1")))
+
+    def convert(name):
+        command = [sys.executable, "-m", "service", "convert", "--cache", tmp_path / "cache", "--output", output]
+        return subprocess.Popen([*command, "--repository", tmp_path / name], stdout=subprocess.DEVNULL)
+
+    def staged():
+        return set(output.glob(".*"))
+
+    def begin(process, left):
+        while not staged() - left:
+            assert process.poll() is None
+            time.sleep(0.001)
+
+    assert convert("a").wait() == 0
+    with convert("a") as process:
+        begin(process, staged())
+        started, before = time.monotonic(), target.stat().st_ino
+        while target.stat().st_ino == before:
+            time.sleep(0.001)
+        seconds = time.monotonic() - started
+    old = "a"
+    for attempt in range(12):
+        new = "b" if old == "a" else "a"
+        left = staged()
+        with convert(new) as process:
+            begin(process, left)
+            time.sleep(seconds * attempt / 8)
+            process.kill()
+        there = read_converted(target)
+        assert there in (contents[old], contents[new])
+        found["new" if there == contents[new] else "old"] += 1
+        old = new if there == contents[new] else old
+    record_property("row", f"12 times SIGKILL within {seconds:.2f} s of convert: {found}")
+    assert convert("a").wait() == 0
+    assert read_converted(target) == contents["a"]
+    assert sorted(path.name for path in output.iterdir()) == ["colour"]
+    assert sorted(path.name for path in (output / "colour").iterdir()) == ["1", "model.toml"]
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""A network -> an ONNX graph that is compared with it, and how one is opened. Imports artifact and below."""
+"""Exports a network to an ONNX graph and compares the two. Imports artifact and below."""

@@ -1,7 +1,7 @@
-"""A network -> ONNX, with the artifact's preprocessing and softmax joined on.
+"""Exports a network to ONNX, and joins the artifact's preprocessing and softmax to it.
 
-The served graph takes `pixels`, uint8 [N, height, width, channels] (or `numbers`, float32 [N, ...]), and gives
-`probabilities`, float32 [N, classes]; what the network itself gives is an output too, for comparison.
+The served graph takes `pixels`, uint8 [N, height, width, channels] (or `numbers`, float32 [N, ...]), and returns
+`probabilities`, float32 [N, classes]. The network's own output is returned too, for comparison.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ _PREFIX = "network/"
 
 
 def network_input(spec: Spec, items: Array) -> Array:
-    """What the network itself takes, by plain arithmetic: the reference that the joined graph is held against."""
+    """The input of the network itself, computed with NumPy: the reference for the preprocessing in the joined graph."""
     if isinstance(spec.input, NumbersInput):
         return items.astype(spec.dtype)
     scaled = spec.input.normalized(items).astype(spec.dtype)
@@ -29,7 +29,7 @@ def network_input(spec: Spec, items: Array) -> Array:
 
 
 def forward(network: Any, framework: Runtime, batch: Array) -> Array:
-    """The framework's own answer to a batch that `network_input` made."""
+    """The framework's own output for a batch from `network_input`."""
     if isinstance(network, Program):
         return network.run(batch)
     if framework == "keras":
@@ -42,7 +42,7 @@ def forward(network: Any, framework: Runtime, batch: Array) -> Array:
 
 
 def export(network: Any, spec: Spec) -> onnx.ModelProto:
-    """The network alone, as its framework exports it, with a free batch dimension."""
+    """The network alone as ONNX, exported by its framework, with a free batch dimension."""
     shape = spec.input.shape
     example = network_input(spec, np.zeros((2, *shape), np.uint8 if isinstance(spec.input, ImageInput) else np.float32))
     if isinstance(network, Program):
@@ -66,7 +66,7 @@ def _export_torch(network: Any, example: Array) -> onnx.ModelProto:
 
 
 def join(network: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
-    """The served graph: preprocessing, the network, softmax."""
+    """The served graph: preprocessing, the network and softmax."""
     network = onnx.compose.add_prefix(network, _PREFIX)
     (source,), (result,) = network.graph.input, network.graph.output
     nodes, constants, pixels = _preprocessing(spec, source.name)
@@ -87,7 +87,7 @@ def join(network: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
 
 
 def _probabilities(spec: Spec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Nodes and constants from what the network gives, called as `spec.output`, to one probability for each class."""
+    """Nodes and constants that turn the network's output, named `spec.output`, into one probability for each class."""
     if spec.output == "probabilities":
         return [], []
     if spec.output == "logits":
@@ -102,7 +102,7 @@ def _probabilities(spec: Spec) -> tuple[list[onnx.NodeProto], list[onnx.TensorPr
 
 
 def _preprocessing(spec: Spec, target: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], onnx.ValueInfoProto]:
-    """Nodes and constants from the served input to the network's input, called `target`."""
+    """Nodes and constants that turn the served input into the network's input, named `target`."""
     if isinstance(spec.input, NumbersInput):
         numbers = helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", *spec.input.shape])
         return [helper.make_node("Identity", ["numbers"], [target])], [], numbers

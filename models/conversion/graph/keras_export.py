@@ -1,4 +1,4 @@
-"""A Keras network -> ONNX, by tf2onnx and with the help that it needs."""
+"""Exports a Keras network to ONNX with tf2onnx, and works around its limits."""
 
 import contextlib
 import math
@@ -18,16 +18,16 @@ _LARGE_KERNEL = 2**16  # values
 
 
 def export_keras(network: Any, example: Array) -> onnx.ModelProto:
-    """The network with a free batch dimension; `example` is a batch that it takes.
+    """The network as ONNX, with a free batch dimension. `example` is a batch of valid input.
 
-    tf2onnx copies a constant some twenty times: while it works, large kernels are inputs of the graph.
+    tf2onnx copies a constant some twenty times. To save memory, large kernels are inputs of the graph meanwhile.
     """
     import keras  # noqa: PLC0415
     from keras import layers  # noqa: PLC0415
 
     network(example, training=False)  # a subclassed model knows its shapes only after a call
     for layer in network.layers:
-        if isinstance(layer, layers.Normalization):  # its tensors, which are no variables, would become inputs
+        if isinstance(layer, layers.Normalization):  # its tensors are not variables, and would become inputs
             layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
     kernels = [
         layer.kernel
@@ -61,7 +61,7 @@ def export_keras(network: Any, example: Array) -> onnx.ModelProto:
 
 
 def _make_constant(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
-    """Turns inputs of the graph into constants, transposed where that is all that the graph does with them."""
+    """Turns inputs of the graph into constants. One that the graph only transposes is transposed here instead."""
     inputs = [each for each in graph.input if each.name not in values]
     readers = Counter(name for node in graph.node for name in node.input)
     transposes = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in values]
@@ -78,7 +78,7 @@ def _make_constant(graph: onnx.GraphProto, values: dict[str, Array]) -> None:
 
 
 def _spell_out_erfc(graph: onnx.GraphProto) -> None:
-    """Writes 1 - Erf(x) for Erfc(x), which TensorFlow's GELU has and ONNX has not."""
+    """Replaces Erfc(x), which TensorFlow's GELU uses and ONNX lacks, by 1 - Erf(x)."""
     nodes = []
     for node in graph.node:
         if node.op_type == "Erfc":
@@ -94,9 +94,9 @@ def _spell_out_erfc(graph: onnx.GraphProto) -> None:
 
 @contextlib.contextmanager
 def _without_xla() -> Iterator[None]:
-    """TensorFlow compiles no part of a network by itself: Keras has it do so with grouped convolutions on a CPU.
+    """Keeps TensorFlow from compiling parts of a network with XLA, as Keras asks for grouped convolutions on a CPU.
 
-    A part that is compiled has no translation to ONNX.
+    tf2onnx cannot convert a compiled part.
     """
     import tensorflow as tf  # noqa: PLC0415
 

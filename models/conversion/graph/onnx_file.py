@@ -1,4 +1,4 @@
-"""An ONNX file as data: one file, standard operators, nothing outside of it."""
+"""Reads an ONNX file as data: one file, standard operators, no reference to other files."""
 
 import math
 from collections.abc import Iterator
@@ -14,22 +14,22 @@ from models.artifact.formats import BROKEN_FILE
 from models.errors import ArtifactError
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-LEAST_OPSET = 7  # since then arithmetic broadcasts as NumPy's does
-LEAST_IR = 4  # since then a constant need not be an input too
-MAX_BYTES = 2**31 - 1  # what a message of protocol buffers may have
+LEAST_OPSET = 7  # from here on arithmetic broadcasts as in NumPy
+LEAST_IR = 4  # from here on a constant need not be an input too
+MAX_BYTES = 2**31 - 1  # the limit of protocol buffers
 
 _STANDARD = "export the model again with standard operators (ai.onnx, ai.onnx.ml, com.microsoft)"
 _ONE_FILE = "save it as one file: onnx.save(onnx.load('model.onnx'), 'weights.onnx')"
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """The model, checked, in float32 where it was of half precision. Raises ArtifactError."""
+    """The checked model. Half precision becomes float32. Raises ArtifactError."""
     if path.stat().st_size > MAX_BYTES:
         raise ArtifactError(f"{path.name} has more than 2 GiB", "serve a smaller network, or one of lower precision")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protocol buffers' own
+    except Exception as error:  # an error of protocol buffers
         raise ArtifactError(f"{path.name} cannot be read as an ONNX model", BROKEN_FILE) from error
     check(model, path.name)
     for part in (model.graph, *model.functions):
@@ -41,24 +41,25 @@ def read(path: Path) -> onnx.ModelProto:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path.name} is no valid ONNX model: {reason}", "export the model again") from error
+        raise ArtifactError(f"{path.name} is not a valid ONNX model: {reason}", "export the model again") from error
     for value in inferred.graph.value_info:
         sizes = [size.dim_value for size in value.type.tensor_type.shape.dim if size.HasField("dim_value")]
         if math.prod(sizes) > MAX_VALUES:
             raise ArtifactError(
-                f"{path.name} would make a tensor of {' x '.join(map(str, sizes))} numbers", "serve a smaller network"
+                f"{path.name} would compute a tensor of {' x '.join(map(str, sizes))} numbers",
+                "serve a smaller network",
             )
     return model
 
 
 def check(model: onnx.ModelProto, name: str) -> None:
-    """Raises ArtifactError where the model needs another file, or an operator that nobody here knows."""
+    """Raises ArtifactError if the model refers to another file, or to an operator that is not standard."""
     own = {(function.domain, function.name) for function in model.functions}
     for domain in (each.domain for each in model.opset_import):
         if domain not in DOMAINS | {domain for domain, _ in own}:
             raise ArtifactError(f"{name} needs operators of {domain!r}, which would be code", _STANDARD)
     if model.training_info:
-        raise ArtifactError(f"{name} holds a training", "export the model for inference")
+        raise ArtifactError(f"{name} contains a training graph", "export the model for inference")
     for part in (model.graph, *model.functions):
         for message in _messages(part):
             if isinstance(message, TensorProto):
@@ -69,39 +70,39 @@ def check(model: onnx.ModelProto, name: str) -> None:
     opset = max((each.version for each in model.opset_import if each.domain in {"", "ai.onnx"}), default=0)
     if opset < LEAST_OPSET:
         raise ArtifactError(
-            f"{name} is of opset {opset}, and {LEAST_OPSET} is the least", "export it again, with a newer opset"
+            f"{name} has opset {opset}, and the minimum is {LEAST_OPSET}", "export it again, with a newer opset"
         )
 
 
 def _messages(part: Any) -> Iterator[Any]:
-    """Every node and every tensor of a graph or a function, in branches and loops too."""
-    for room in _rooms(part):
-        if isinstance(room, onnx.GraphProto):
-            yield from room.initializer
-            for sparse in room.sparse_initializer:
+    """Every node and every tensor of a graph or a function, including branches and loops."""
+    for scope in _scopes(part):
+        if isinstance(scope, onnx.GraphProto):
+            yield from scope.initializer
+            for sparse in scope.sparse_initializer:
                 yield from (sparse.values, sparse.indices)
-        for node in room.node:
+        for node in scope.node:
             yield node
             for attribute in node.attribute:
                 yield from (attribute.t, *attribute.tensors)
                 for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
                     yield from (sparse.values, sparse.indices)
-        for attribute in getattr(room, "attribute_proto", ()):  # a function's defaults
+        for attribute in getattr(scope, "attribute_proto", ()):  # a function's defaults
             yield from (attribute.t, *attribute.tensors)
 
 
-def _rooms(part: Any) -> Iterator[Any]:
-    """A graph or a function, and every graph inside of it."""
-    rooms = [part]
-    while rooms:
-        room = rooms.pop()
-        yield room
-        for attribute in (attribute for node in room.node for attribute in node.attribute):
-            rooms += [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs
+def _scopes(part: Any) -> Iterator[Any]:
+    """A graph or a function, and every graph inside it."""
+    pending = [part]
+    while pending:
+        scope = pending.pop()
+        yield scope
+        for attribute in (attribute for node in scope.node for attribute in node.attribute):
+            pending += [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs
 
 
 def _widen(part: Any) -> None:
-    """Half precision becomes float32, as everywhere here: processors compute in it, and results can be compared."""
+    """Turns half precision into float32: processors compute in it, and results can be compared."""
     half = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
     for message in _messages(part):
         if isinstance(message, TensorProto):
@@ -112,15 +113,17 @@ def _widen(part: Any) -> None:
             for attribute in message.attribute:
                 if attribute.name in {"to", "dtype"} and attribute.i in half:
                     attribute.i = TensorProto.FLOAT
-    for room in _rooms(part):
-        values = (*room.input, *room.output, *room.value_info) if isinstance(room, onnx.GraphProto) else room.value_info
+    for scope in _scopes(part):
+        values = (
+            (*scope.input, *scope.output, *scope.value_info) if isinstance(scope, onnx.GraphProto) else scope.value_info
+        )
         for value in values:
             if value.type.tensor_type.elem_type in half:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
 def _make_modern(graph: onnx.GraphProto) -> None:
-    """Takes the constants out of the inputs, where files of the first years have them."""
+    """Removes the constants from the inputs, where old files list them too."""
     constants = {each.name for each in graph.initializer}
     inputs = [each for each in graph.input if each.name not in constants]
     del graph.input[:]
@@ -128,7 +131,7 @@ def _make_modern(graph: onnx.GraphProto) -> None:
 
 
 def shape_of(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
-    """The sizes of an input or output, None for those that are free; None where nothing is said."""
+    """The sizes of an input or output, None for each that is free; None if the shape is not given."""
     if not value.type.tensor_type.HasField("shape"):
         return None
     return tuple(
@@ -138,7 +141,7 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
 
 
 def last_operator(graph: onnx.GraphProto) -> str:
-    """The operator that makes the output, whatever only moves its numbers about left aside."""
+    """The operator that computes the output. Operators that only rearrange its numbers are skipped."""
     makers = {name: node for node in graph.node for name in node.output}
     node = makers.get(graph.output[0].name)
     while node is not None and node.op_type in {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}:
@@ -147,7 +150,7 @@ def last_operator(graph: onnx.GraphProto) -> str:
 
 
 def with_free_batch(model: onnx.ModelProto, *, flat: bool) -> onnx.ModelProto:
-    """The model for any number of items; with `flat`, what it gives for each becomes a row of numbers."""
+    """The model with a free batch dimension. With `flat`, the output for each item becomes a row of numbers."""
     free = onnx.ModelProto()
     free.CopyFrom(model)
     graph = free.graph

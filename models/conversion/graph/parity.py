@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime answers as the framework does, on the same items."""
+"""Compares the outputs of ONNX Runtime with the framework's on the same items."""
 
 import math
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ BATCHES = (1, 3)  # an export can freeze the batch at 1
 
 
 def measure(expected: Mapping[str, Array], found: Mapping[str, Array], output: str, batches: tuple[int, ...]) -> Parity:
-    """How far answers are from those expected: `(N, ...)`, the network's called as `output`, and "probabilities"."""
+    """The differences between two sets of outputs, each with the network's own, named `output`, and "probabilities"."""
     outputs, probabilities = expected[output], expected["probabilities"]
     difference = float(np.abs(found[output] - outputs).max())
-    largest = float(np.abs(outputs).max()) or math.ulp(0)  # a network may answer 0 to every item
+    largest = float(np.abs(outputs).max()) or math.ulp(0)  # a network may return 0 for every item
     return Parity(
         relative_error=difference / largest,
         probability_error=float(np.abs(found["probabilities"] - probabilities).max()),
@@ -36,7 +36,7 @@ def measure(expected: Mapping[str, Array], found: Mapping[str, Array], output: s
 
 
 def compare(network: Any, content: bytes, spec: Spec) -> Parity:
-    """Runs the framework and ONNX Runtime on the same items. Raises ArtifactError where they disagree."""
+    """Runs the framework and ONNX Runtime on the same items. Raises ArtifactError if they disagree."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     items = sample_items(spec.input)
     batches = [items[start : start + size] for size in BATCHES for start in range(0, len(items) - size + 1, size)]
@@ -45,7 +45,7 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
     )
     if expected.shape[1:] != (spec.outputs,):
         raise ArtifactError(
-            f"the network gives {expected.shape[1:]} for each item, not ({spec.outputs},)",
+            f"the network returns {expected.shape[1:]} for each item, not ({spec.outputs},)",
             "set num_classes and output in model.toml to what the weights were trained for",
         )
     feeds = [{session.get_inputs()[0].name: batch} for batch in batches]
@@ -54,7 +54,7 @@ def compare(network: Any, content: bytes, spec: Spec) -> Parity:
             name: np.concatenate([session.run([name], feed)[0] for feed in feeds])
             for name in (spec.output, "probabilities")
         }
-    except Exception as error:  # ONNX Runtime's own
+    except Exception as error:  # an error of ONNX Runtime
         raise ArtifactError(
             f"the network does not run on batches of {' and '.join(map(str, BATCHES))}: {str(error).splitlines()[0]}",
             "export it with a free batch dimension, and with no batch size in its reshapes",

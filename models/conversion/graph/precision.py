@@ -1,4 +1,4 @@
-"""fp16 and int8 graphs, made from the fp32 one, and the gates that they pass before they are served."""
+"""fp16 and int8 graphs, made from the fp32 graph, and the gates that they must pass before they are served."""
 
 import tempfile
 import time
@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers import float16
 
-from models import machine
+from models import hardware
 from models.artifact.artifact import Precision, Spec
 from models.artifact.manifest import Choice, Parity, Trial
 from models.conversion.graph import calibration
@@ -24,15 +24,15 @@ from models.errors import ArtifactError
 
 Array = NDArray[Any]
 
-AGREEMENT: Mapping[Precision, float] = {"fp16": 0.99, "int8": 0.98}  # with fp32, in the best label
-SPEED = 1.15  # times as fast as fp32, or it does not pay
-LEAST = 20  # answers, below which an agreement says nothing; and images, below which nobody but its owner chooses int8
+AGREEMENT: Mapping[Precision, float] = {"fp16": 0.99, "int8": 0.98}  # share of items with the same best label as fp32
+SPEED = 1.15  # a smaller speed-up over fp32 is not worth the loss of accuracy
+LEAST = 20  # outputs, below which agreement means nothing; and images, below which `auto` does not choose int8
 
 BATCH = 8
 _SECONDS, _ROUNDS = 0.3, 3
 
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-# Where int8 is as good as its range, or passes through. Softmax and Sigmoid, whose small values matter, stay in float.
+# Operators that int8 suits, or that pass numbers on. Softmax and Sigmoid stay in float: their small values matter.
 _QUANTIZED = [
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool"),
     *("GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Pad", "Slice", "Split"),
@@ -41,7 +41,7 @@ _QUANTIZED = [
 
 @dataclass(frozen=True)
 class Chosen:
-    """A graph to publish, and how it came to be chosen."""
+    """A graph to publish, and why it was chosen."""
 
     content: bytes
     opset: int
@@ -51,18 +51,18 @@ class Chosen:
 
 
 def choose(fp32: Chosen, spec: Spec, paths: Sequence[Path]) -> Chosen:
-    """The graph in the precision that was asked for; with `auto` the fastest that passes its gates.
+    """The graph in the requested precision; with `auto`, the fastest one that passes its gates.
 
-    Raises ArtifactError where one that was asked for by name cannot be made, or fails its gate of agreement.
+    Raises ArtifactError if a precision requested by name cannot be made, or fails its gate of agreement.
     """
     if spec.precision != "auto":
         assert spec.precision != "fp32"
         low, trial = attempt(fp32, spec, spec.precision, paths)
         if not trial.chosen:
-            cure = f'put more images, of every class some, into {_FOLDER}, or set precision = "fp32"'
+            cure = f'put more images, some of every class, into {_FOLDER}, or set precision = "fp32"'
             raise ArtifactError(trial.reason, f"{cure}; precision_agreement would let it pass")
         return replace(low, choice=Choice(trials=(trial,), fp32=fp32.parity))
-    on_gpu = machine.has_gpu()
+    on_gpu = hardware.has_gpu()
     fp16 = Trial(precision="fp16", chosen=False, reason=_NOT_MEASURED if on_gpu else _FOR_GPUS)
     low, trial = fp32, Trial(precision="int8", chosen=False, reason=_FOR_PROCESSORS)
     if not on_gpu:
@@ -71,7 +71,7 @@ def choose(fp32: Chosen, spec: Spec, paths: Sequence[Path]) -> Chosen:
         except ArtifactError as error:
             trial = trial.model_copy(update={"reason": f"{error}; {error.cure}"})
     if trial.chosen and trial.speed is not None and trial.speed < SPEED:
-        reason = f"it is {trial.speed:.2f} times as fast as fp32 here, and pays from {SPEED} on"
+        reason = f"it is {trial.speed:.2f} times as fast as fp32 here, and {SPEED} is the minimum"
         trial = trial.model_copy(update={"chosen": False, "reason": reason})
     return replace(low if trial.chosen else fp32, choice=Choice(trials=(trial, fp16), fp32=fp32.parity))
 
@@ -80,31 +80,33 @@ _FP32 = 'set precision = "fp32"'
 _FOLDER = "calibration/ beside model.toml"
 _FOR_GPUS = "it is for GPUs: processors compute it in fp32"
 _FOR_PROCESSORS = "it is for processors, and this machine has a GPU"
-_NOT_MEASURED = 'conversion is shown no GPU, so its speed cannot be measured: ask for it, precision = "fp16"'
+_NOT_MEASURED = 'conversion uses no GPU, so its speed cannot be measured: to use it, set precision = "fp16"'
 
 
 def attempt(
     fp32: Chosen, spec: Spec, precision: Literal["fp16", "int8"], paths: Sequence[Path]
 ) -> tuple[Chosen, Trial]:
-    """The graph in that precision, and what was found of it: chosen if it agrees. Raises ArtifactError."""
+    """The graph in that precision, and its measurements. It is chosen if it agrees with fp32. Raises ArtifactError."""
     items = calibration.read(paths, spec.input)
     least = spec.precision_agreement or AGREEMENT[precision]
     cure = f'put {3 * LEAST} images or more, of several classes, into {_FOLDER}, or set precision = "fp32"'
     if (items.images if spec.precision == "auto" else len(items.judged)) < LEAST:
-        raise ArtifactError(f"there are {items.images} held-out items to judge by, and that is too few", cure)
+        raise ArtifactError(f"there are {items.images} held-out items to judge by, which is too few", cure)
     expected = _answers(fp32.content, spec, items.judged)
     if len(set(expected["probabilities"].argmax(1))) == 1:
-        raise ArtifactError(f"fp32 gives all {items.images} held-out items one label, which tells nothing", cure)
+        raise ArtifactError(
+            f"fp32 gives all {items.images} held-out items the same label, so agreement means nothing", cure
+        )
     try:
         content, opset = _lowered(fp32.content, precision, items.calibration)
         found = _answers(content, spec, items.judged)
     except ArtifactError:
         raise
-    except Exception as error:  # ONNX Runtime's tools, on a network of a kind that they do not know
+    except Exception as error:  # ONNX Runtime's tools fail on some kinds of networks
         what = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"ONNX Runtime cannot make the network {precision}: {what}", _FP32) from error
+        raise ArtifactError(f"ONNX Runtime cannot convert the network to {precision}: {what}", _FP32) from error
     if not all(np.isfinite(each).all() for each in found.values()):
-        raise ArtifactError(f"some answers in {precision} are not finite: its range is too small", _FP32)
+        raise ArtifactError(f"some outputs in {precision} are not finite: its range is too small", _FP32)
     parity = measure(expected, found, spec.output, (BATCH,))
     agrees = parity.top1_agreement >= least
     views = "" if len(items.judged) == items.images else f" in {len(items.judged)} views"
@@ -112,7 +114,7 @@ def attempt(
         precision=precision,
         chosen=agrees,
         reason=f"{precision} gives fp32's best label for {parity.top1_agreement:.1%} of {items.images} held-out items"
-        f"{views}; {least:.1%} is the least",
+        f"{views}; {least:.1%} is the minimum",
         calibrated_on=len(items.calibration),
         judged_on=items.images,
         parity=parity,
@@ -125,7 +127,7 @@ def attempt(
 
 
 def _lowered(content: bytes, precision: Literal["fp16", "int8"], items: Array) -> tuple[bytes, int]:
-    """A graph in that precision, and its opset."""
+    """The graph in that precision, and its opset."""
     graph = prepared(content)
     graph = quantized(graph, items) if precision == "int8" else halved(graph)
     opset = next(opset.version for opset in graph.opset_import if opset.domain in {"", "ai.onnx"})
@@ -133,7 +135,7 @@ def _lowered(content: bytes, precision: Literal["fp16", "int8"], items: Array) -
 
 
 def prepared(content: bytes) -> onnx.ModelProto:
-    """The graph with batch normalisation folded and every node named, as quantization wants it."""
+    """The graph with batch normalisation folded and every node named, as quantization requires."""
     with tempfile.TemporaryDirectory() as directory:
         source, target = (Path(directory) / name for name in ("fp32.onnx", "prepared.onnx"))
         source.write_bytes(content)
@@ -145,7 +147,7 @@ def prepared(content: bytes) -> onnx.ModelProto:
 
 
 def in_float(graph: onnx.ModelProto) -> list[str]:
-    """The nodes that stay as they are: preprocessing, and from the last layer with weights on to the probabilities."""
+    """The nodes that stay in float: preprocessing, and everything from the last layer with weights to the outputs."""
     constants = {constant.name for constant in graph.graph.initializer}
     given = {source.name for source in graph.graph.input}
     kept = []
@@ -163,13 +165,13 @@ def in_float(graph: onnx.ModelProto) -> list[str]:
 
 
 def halved(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """In fp16; inputs and outputs keep their types."""
+    """The graph in fp16. Its inputs and outputs keep their types."""
     half: onnx.ModelProto = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=in_float(graph))
     return half
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands items to ONNX Runtime, one by one."""
+    """Gives the calibration items to ONNX Runtime, one by one."""
 
     def __init__(self, name: str, items: Array) -> None:
         self._feeds = ({name: item[None]} for item in items)
@@ -179,7 +181,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantized(graph: onnx.ModelProto, items: Array) -> onnx.ModelProto:
-    """In int8: static, with QuantizeLinear and DequantizeLinear, weights by channel. Raises ArtifactError."""
+    """The graph in int8: static, in QDQ format, with weights quantized by channel. Raises ArtifactError."""
     with tempfile.TemporaryDirectory() as directory:
         source, target = (Path(directory) / name for name in ("prepared.onnx", "int8.onnx"))
         onnx.save(graph, source)
@@ -189,7 +191,7 @@ def quantized(graph: onnx.ModelProto, items: Array) -> onnx.ModelProto:
             _Reader(graph.graph.input[0].name, items),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=machine.int8_saturates(),
+            reduce_range=hardware.int8_saturates(),
             # What ONNX Runtime recommends on x86. On efficientnet_lite0 calibration by entropy or percentile and signed
             # activations agreed no better with fp32, unsigned weights and a range by tensor much worse.
             activation_type=QuantType.QUInt8,
@@ -199,11 +201,11 @@ def quantized(graph: onnx.ModelProto, items: Array) -> onnx.ModelProto:
         )
         result = onnx.load(target)
     if all(node.op_type != "QuantizeLinear" for node in result.graph.node):
-        raise ArtifactError("the network has no layer that would gain from int8", _FP32)
+        raise ArtifactError("the network has no layer that int8 would speed up", _FP32)
     return result
 
 
-# What is measured.
+# The measurements.
 
 
 def _session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
@@ -214,7 +216,7 @@ def _session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
 
 
 def _answers(content: bytes, spec: Spec, items: Array) -> dict[str, Array]:
-    """What the network gives and the probabilities."""
+    """The outputs of the network, and the probabilities."""
     session, names = _session(content, 0), (spec.output, "probabilities")
     source = session.get_inputs()[0].name
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
@@ -223,9 +225,9 @@ def _answers(content: bytes, spec: Spec, items: Array) -> dict[str, Array]:
 
 
 def _speed(fp32: bytes, other: bytes, items: Array) -> float:
-    """How many times as many items a second on one thread, each at its best of some rounds that take turns.
+    """The speed-up of `other` over fp32 on one thread: the ratio of their best rounds, which alternate.
 
-    Its own time is counted: other work on the machine may halve the rate of one and not of the other.
+    CPU time is counted, because other work on the machine could slow down one of the two.
     """
     batch = np.resize(items, (BATCH, *items.shape[1:]))
     sessions, best = [_session(content, 1) for content in (fp32, other)], [0.0, 0.0]

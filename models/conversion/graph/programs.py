@@ -1,4 +1,4 @@
-"""Networks that come as programs rather than as weights: run as they are, and turned into ONNX."""
+"""Networks that are saved as programs: they are run as they are, and converted to ONNX."""
 
 import io
 from pathlib import Path
@@ -17,28 +17,28 @@ Sizes = tuple[int | None, ...]
 
 @runtime_checkable
 class Program(Protocol):
-    """A network that is complete; several threads may not run it at once."""
+    """A complete network. Only one thread may run it at a time."""
 
     sizes: Sizes | None
-    """Of its input, the batch among them; None where the program does not say."""
+    """Sizes of its input, the batch included; None if the program does not say."""
     dtype: str
-    """Of its input, as NumPy calls it."""
+    """Type of its input, by its name in NumPy."""
 
     def run(self, batch: Array) -> Array:
-        """Its own answers to a batch that it takes, float32 [N, outputs]."""
+        """Its own outputs for a batch, float32 [N, outputs]."""
 
     def to_onnx(self, example: Array) -> onnx.ModelProto:
-        """The same network, with a free batch dimension; `example` is a batch that it takes."""
+        """The same network as ONNX, with a free batch dimension. `example` is a batch of valid input."""
 
 
 def rows(answer: Any) -> Array:
-    """What a network gives for each item as one row of float32."""
+    """The output for each item as one row of float32."""
     found = np.asarray(answer)
     return found.reshape(len(found), -1).astype(np.float32)
 
 
 class OnnxProgram:
-    """An ONNX model, run by ONNX Runtime as it was saved. Raises ArtifactError where it cannot be."""
+    """An ONNX model, run by ONNX Runtime as it was saved. Raises ArtifactError if it cannot be run."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -53,20 +53,20 @@ class OnnxProgram:
         self.dtype = str(onnx.helper.tensor_dtype_to_np_dtype(graph.input[0].type.tensor_type.elem_type))
         try:
             self._session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own
+        except Exception as error:  # an error of ONNX Runtime
             reason = str(error).splitlines()[0]
             raise ArtifactError(f"ONNX Runtime cannot open the model: {reason}", "export the model again") from error
         self._rank = 2
 
     def run(self, batch: Array) -> Array:
-        """As Program has it."""
+        """See Program."""
         name = self.model.graph.input[0].name
         fixed = self.sizes[0] if self.sizes else None
         size = fixed or len(batch)
         parts = []
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
-            missing = size - len(part)  # of a batch whose size is fixed
+            missing = size - len(part)  # in a batch of fixed size
             full = np.concatenate([part, *[part[-1:]] * missing]) if missing else part
             answer = self._session.run(None, {name: full})[0]
             self._rank = answer.ndim
@@ -74,13 +74,13 @@ class OnnxProgram:
         return np.concatenate(parts)
 
     def to_onnx(self, example: Array) -> onnx.ModelProto:
-        """As Program has it."""
+        """See Program."""
         self.run(example)
         return onnx_file.with_free_batch(self.model, flat=self._rank != 2)  # noqa: PLR2004
 
 
 class TorchProgram:
-    """A TorchScript program or one of torch.export. Opening it runs its code."""
+    """A TorchScript program, or a program of torch.export. Opening it runs its code."""
 
     dtype = "float32"
 
@@ -97,7 +97,7 @@ class TorchProgram:
                     self.sizes = tuple(size if isinstance(size, int) else None for size in node.meta["val"].shape)
             if self.sizes is not None and self.sizes[0] is not None:
                 raise ArtifactError(
-                    f"{path.name} was exported for batches of {self.sizes[0]} alone",
+                    f"{path.name} was exported for batches of {self.sizes[0]} only",
                     'export it for any: torch.export.export(..., dynamic_shapes=({0: torch.export.Dim("batch")},))',
                 )
         else:
@@ -105,14 +105,14 @@ class TorchProgram:
         self._exported = exported
 
     def run(self, batch: Array) -> Array:
-        """As Program has it."""
+        """See Program."""
         import torch  # noqa: PLC0415
 
         with torch.inference_mode():
             return rows(self._module(torch.from_numpy(batch)))
 
     def to_onnx(self, example: Array) -> onnx.ModelProto:
-        """As Program has it."""
+        """See Program."""
         import torch  # noqa: PLC0415
 
         batch = (torch.from_numpy(example),)
@@ -129,7 +129,7 @@ class TorchProgram:
 
 
 class SavedModelProgram:
-    """A SavedModel's serving_default. Opening it runs its graph."""
+    """The serving_default signature of a SavedModel. Opening it runs its graph."""
 
     def __init__(self, path: Path) -> None:
         import tensorflow as tf  # noqa: PLC0415
@@ -149,11 +149,11 @@ class SavedModelProgram:
         self._function = tf.function(lambda batch: served(**{key: batch})[result])
 
     def run(self, batch: Array) -> Array:
-        """As Program has it."""
+        """See Program."""
         return rows(self._function(batch))
 
     def to_onnx(self, example: Array) -> onnx.ModelProto:
-        """As Program has it."""
+        """See Program."""
         import tensorflow as tf  # noqa: PLC0415
         from tf2onnx import convert  # noqa: PLC0415
 

@@ -1,1 +1,1 @@
-"""Files of weights -> a network of its framework. Imports graph, artifact, the catalog and the zoo."""
+"""Reads files of weights into a network. Imports graph, artifact, the catalog and the zoo."""

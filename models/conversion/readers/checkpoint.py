@@ -1,7 +1,7 @@
-"""TensorFlow's checkpoints, a SavedModel's variables among them: read as data, layer by layer.
+"""Reads TensorFlow checkpoints, and the variables of a SavedModel, as data, layer by layer.
 
-A checkpoint tells how its variables hung together in the program that wrote it. That is walked from the root, in the
-order in which the layers were made; what only training needs is left out.
+A checkpoint contains the object graph of the program that wrote it. The graph is walked from the root, in the order in
+which the layers were created; objects that only training needs are left out.
 """
 
 import math
@@ -17,14 +17,14 @@ from models.errors import ArtifactError
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
-# What hangs at a root or a layer and is no layer's weight; `_all_variables` has the same ones again, in no order.
+# Children of the root or of a layer that are not weights. `_all_variables` repeats the weights in no order.
 _ASIDE = re.compile(
     r"optimizer|save_counter|signatures|keras_api|(keras_)?metrics|_loss_tracker|_all_variables|_random_generator"
 )
 
 
 def index_of(path: Path) -> Path:
-    """The index of a checkpoint, which a SavedModel has inside of its directory. Raises ArtifactError."""
+    """The index file of a checkpoint, or of the one inside a SavedModel. Raises ArtifactError."""
     index = path / "variables" / "variables.index" if path.is_dir() else path
     if not index.is_file():
         raise ArtifactError(f"the SavedModel {path.name} holds no variables", "save it again, with its variables")
@@ -32,7 +32,7 @@ def index_of(path: Path) -> Path:
 
 
 def groups(path: Path, layers: Sequence[tuple[str, Sequence[Any]]]) -> Groups:
-    """What the checkpoint holds, each layer's arrays in the order of the network's own. Raises ArtifactError."""
+    """The arrays of the checkpoint by layer, in the order of the network's layers. Raises ArtifactError."""
     from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph  # noqa: PLC0415
     from tensorflow.train import load_checkpoint  # noqa: PLC0415
 
@@ -40,7 +40,7 @@ def groups(path: Path, layers: Sequence[tuple[str, Sequence[Any]]]) -> Groups:
     shards = formats.parts(index)[1:]
     if not shards:
         raise ArtifactError(
-            f"{index.name} is the index of a checkpoint, and its values are not there",
+            f"{index.name} is the index of a checkpoint, and the file with its values is missing",
             f"put {index.stem}.data-00000-of-00001 beside it",
         )
     try:
@@ -51,7 +51,7 @@ def groups(path: Path, layers: Sequence[tuple[str, Sequence[Any]]]) -> Groups:
         graph = TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH)) if _GRAPH in shapes else None
     except ArtifactError:
         raise
-    except Exception as error:  # TensorFlow's own, and those of protocol buffers
+    except Exception as error:  # errors of TensorFlow and of protocol buffers
         raise ArtifactError(f"{index.name} cannot be read as a checkpoint", BROKEN_FILE) from error
     if graph is None:
         raise ArtifactError(
@@ -75,21 +75,21 @@ def groups(path: Path, layers: Sequence[tuple[str, Sequence[Any]]]) -> Groups:
 
 
 def _variables(graph: Any) -> Iterator[tuple[str, str]]:
-    """Each variable's full name and its key, layer by layer in the order of their making."""
-    rooms, seen = [0], set[int]()
-    while rooms:
-        if (number := rooms.pop()) in seen or number >= len(graph.nodes):
+    """The full name and the key of each variable, layer by layer in the order of creation."""
+    pending, seen = [0], set[int]()
+    while pending:
+        if (number := pending.pop()) in seen or number >= len(graph.nodes):
             continue
         seen.add(number)
         node = graph.nodes[number]
         for attribute in node.attributes:
             if attribute.name == "VARIABLE_VALUE":
                 yield attribute.full_name, attribute.checkpoint_key
-        rooms += [child.node_id for child in reversed(node.children) if not _ASIDE.fullmatch(child.local_name)]
+        pending += [child.node_id for child in reversed(node.children) if not _ASIDE.fullmatch(child.local_name)]
 
 
 def layers_of(network: Any) -> list[tuple[str, list[Any]]]:
-    """The network's variables by the layer that has them, however deep it lies, in the order of their making."""
+    """The network's variables by their layer, nested layers too, in the order of creation."""
     found: list[tuple[str, list[Any]]] = []
     for variable in network.weights:
         layer = variable.path.rpartition("/")[0]

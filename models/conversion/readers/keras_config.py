@@ -1,7 +1,7 @@
-"""What a Keras file says of its network, as data: each object is checked by name, and none that carries code passes.
+"""Reads the description of a network in a Keras file as data: objects are checked by name, and code is refused.
 
-Keras' own loader is never asked. What it would look up by the file's word (a module, a registered name, a function) is
-written anew from the tables below; what only training needs is left out.
+Keras would import modules, registered names and functions that the file names. Here these names are replaced from the
+tables below before Keras sees the description. Settings that only training needs are left out.
 """
 
 import re
@@ -11,8 +11,8 @@ from typing import Any
 from models.artifact.formats import BROKEN_FILE
 from models.errors import ArtifactError
 
-# Layers that compute by what stands in their configuration alone. Left out: what carries Python (Lambda), loads another
-# program (TFSMLayer, TorchModuleWrapper, JaxLayer, FlaxLayer) or reads a file (the lookups, TextVectorization).
+# Layers that depend on nothing but their configuration. Others contain Python (Lambda), load another program
+# (TFSMLayer, TorchModuleWrapper, JaxLayer, FlaxLayer) or read a file (the lookups, TextVectorization).
 _LAYERS = """
 Activation ActivityRegularization Add AdditiveAttention AlphaDropout Attention Average AveragePooling1D
 AveragePooling2D AveragePooling3D BatchNormalization Bidirectional CenterCrop Concatenate Conv1D Conv1DTranspose
@@ -28,7 +28,7 @@ UpSampling2D ZeroPadding1D ZeroPadding2D
 """
 LAYERS = frozenset(_LAYERS.split())
 
-# Layers that vary pictures in training, and pass on what they get when they answer: they become an Identity.
+# Layers that change pictures in training only, and pass them on unchanged in inference: they become an Identity.
 _AUGMENTATIONS = """
 RandomBrightness RandomColorJitter RandomContrast RandomErasing RandomFlip RandomGrayscale RandomHue RandomRotation
 RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom
@@ -38,10 +38,10 @@ AUGMENTATIONS = frozenset(_AUGMENTATIONS.split())
 MODELS = {
     "Sequential": "keras",
     "Functional": "keras.src.models.functional",
-    "Model": "keras.src.models.functional",  # as Keras 2 calls it
+    "Model": "keras.src.models.functional",  # its name in Keras 2
 }
 
-# What becomes of `x / 255.0` and its like between layers.
+# The operations that expressions between layers, such as `x / 255.0`, become.
 _NUMPY = """
 Absolute Add Amax Clip Concatenate Divide Exp ExpandDims GetItem Log Matmul Max Maximum Mean Min Minimum Multiply
 Negative Pad Power Reshape Sqrt Square Squeeze Subtract Sum Transpose TrueDivide
@@ -60,12 +60,12 @@ tanh_shrink
 ACTIVATIONS = frozenset(_ACTIVATIONS.split())
 
 _KERAS = re.compile(r"(tensorflow\.(python\.)?|tf_)?keras(\.[a-z0-9_.]*)?")
-_SHAPE = "batch_input_shape"  # as Keras 2 calls it
+_SHAPE = "batch_input_shape"  # its name in Keras 2
 _VALUES = frozenset({"__keras_tensor__", "__ellipsis__", "__slice__", "__numpy__", "__tensor__"})
 _BUILT = ("input_shape", "shapes_dict")
 _NUMBER = re.compile(r"(float|bfloat|int|uint)\d+|bool")
 _ONLY_TRAINING = re.compile(r"\w+_(initializer|regularizer|constraint)|quantization_config")
-# Settings of Keras 2 that Keras 3 has not, of layers whose names begin so, with the value that changes nothing.
+# Settings of Keras 2 that Keras 3 lacks: the value that has no effect, and how the names of their layers begin.
 _GONE: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "groups": (1, ("Depthwise", "Separable")),
     "time_major": (False, ("LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional")),
@@ -77,33 +77,33 @@ _WITHOUT_CODE = (
 
 
 def plain(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of a network that Keras may rebuild; `name` is the file's. Raises ArtifactError."""
+    """The configuration, safe for Keras to rebuild the network from. `name` is the file's. Raises ArtifactError."""
     try:
         return _Reader(name).network(config)
     except ArtifactError:
         raise
     except RecursionError as error:
-        raise ArtifactError(f"{name} describes a network too deep to be one", _WITHOUT_CODE) from error
+        raise ArtifactError(f"{name} describes a network that is nested too deeply", _WITHOUT_CODE) from error
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         message = f"{name} cannot be read: its description of the network is damaged"
         raise ArtifactError(message, BROKEN_FILE) from error
 
 
 class _Reader:
-    """Reads one file's configuration."""
+    """Reads the configuration in one file."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def network(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A whole network."""
+        """The configuration of a whole network."""
         if given.get("class_name") not in MODELS:
             self._refuse(f"a network of the class {given.get('class_name')!r}")
         known: dict[str, Any] = self.object(given)
         return known
 
     def value(self, value: Any) -> Any:
-        """Whatever stands in a configuration: an object of Keras where it has a class, else plain data."""
+        """One value of a configuration: an object of Keras if it has a class, else plain data."""
         if isinstance(value, dict):
             if "class_name" in value:
                 return self.object(value)
@@ -113,7 +113,7 @@ class _Reader:
         return value
 
     def object(self, given: Mapping[str, Any]) -> Any:
-        """One object, with a module of our own choice; a function becomes its name."""
+        """One object, with the module taken from the tables. A function becomes its name."""
         kind, config = given["class_name"], given.get("config")
         if kind == "function":
             return self._activation(config)
@@ -142,7 +142,7 @@ class _Reader:
         return known
 
     def _of_network(self, kind: str, config: Any) -> dict[str, Any]:
-        """What a network consists of, as Keras 3 writes it."""
+        """The settings of a network, as Keras 3 writes them."""
         said = {"layers": config} if isinstance(config, list) else dict(config)
         if kind == "Sequential":
             return self._settings(kind, {**said, "layers": _with_input(said["layers"])})
@@ -151,7 +151,7 @@ class _Reader:
         return settings
 
     def _module(self, kind: Any, given: Mapping[str, Any]) -> str:
-        """Where Keras has a class of that name."""
+        """The module in which Keras has a class of that name."""
         said = given.get("module") or "keras"
         if not isinstance(kind, str) or not isinstance(said, str) or not _KERAS.fullmatch(said):
             self._refuse(f"{kind!r} of the module {said!r}")
@@ -167,7 +167,7 @@ class _Reader:
 
     def _refuse(self, what: str) -> None:
         raise ArtifactError(
-            f"{self._name} holds {what}: it is not among the layers that are known to be data", _WITHOUT_CODE
+            f"{self._name} holds {what}: it is not among the layers that are known to contain no code", _WITHOUT_CODE
         )
 
     def _settings(self, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class _Reader:
             elif "activation" in key and key != "activation_size":
                 known[key] = self._activation(value) if not _is_layer(value) else self.object(value)
             elif kind == "BatchNormalization" and key == "axis" and isinstance(value, list):
-                (known[key],) = value  # as Keras 2 writes it
+                (known[key],) = value  # the form of Keras 2
             elif key == _SHAPE:
                 if kind == "InputLayer":
                     known["batch_shape"] = self.value(value)
@@ -191,7 +191,7 @@ class _Reader:
         return known
 
     def _activation(self, value: Any) -> Any:
-        """A function of keras.activations by its name."""
+        """The name of a function in keras.activations."""
         said = value
         if isinstance(value, dict):
             said = value.get("config") if value.get("class_name") == "function" else value.get("class_name")
@@ -202,7 +202,7 @@ class _Reader:
         return said
 
     def _dtype(self, value: Any) -> Any:
-        """Half precision becomes float32, as everywhere here; quantized types are refused."""
+        """The type of numbers. Half precision becomes float32; quantized types are refused."""
         if isinstance(value, dict):
             if value.get("class_name") not in {"DTypePolicy", "Policy"}:
                 self._refuse(f"numbers of the type {value.get('class_name')!r}")
@@ -217,7 +217,7 @@ class _Reader:
 
 
 def _with_input(layers: list[Any]) -> list[Any]:
-    """A Sequential's layers, the first of which is its input, where Keras 2 has the first layer say the shape."""
+    """The layers of a Sequential, with an input layer in front. In Keras 2 the first layer has the shape instead."""
     first = layers[0]
     if first["class_name"] == "InputLayer" or _SHAPE not in first["config"]:
         return layers
@@ -225,10 +225,10 @@ def _with_input(layers: list[Any]) -> list[Any]:
 
 
 def _modernize(network: dict[str, Any]) -> None:
-    """Writes the calls between the layers of a Functional as Keras 3 does, where Keras 2 wrote them.
+    """Rewrites the calls between the layers of a Functional from the form of Keras 2 to that of Keras 3.
 
-    Keras 2 has a list around the one input and the one output, and counts the making of a network inside of this one as
-    its first call.
+    Keras 2 puts a list around a single input and a single output, and counts the creation of a nested network as its
+    first call.
     """
     kinds = {layer.get("name"): layer["class_name"] for layer in network["layers"]}
     calls = [call for layer in network["layers"] for node in layer.get("inbound_nodes", ()) for call in node]
@@ -239,7 +239,7 @@ def _modernize(network: dict[str, Any]) -> None:
             (network[end],) = network[end]
     last = network["output_layers"]
     last = [last] if isinstance(last[0], str) else last
-    # Of a Functional that comes last, Keras takes care itself.
+    # Keras itself corrects a Functional that comes last.
     for call in [*calls, *(call for call in last if kinds[call[0]] == "Sequential")]:
         if kinds[call[0]] in MODELS and call[1] > 0:
             call[1] -= 1
@@ -250,7 +250,7 @@ def _is_layer(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether there are only numbers, names and what holds them."""
+    """Whether a value consists of numbers, strings, lists and dictionaries only."""
     if isinstance(value, dict):
         return "class_name" not in value and all(map(_is_plain, value.values()))
     if isinstance(value, list):

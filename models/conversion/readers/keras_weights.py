@@ -1,6 +1,6 @@
-"""Keras' files of weights -> a built network: each number goes where the file says, or nothing does.
+"""Loads Keras' files of weights into a network: all arrays are assigned, or none.
 
-A file is read as data, by its own names and shapes; nothing that it describes is built. Three conventions are read:
+A file is read as data, by its own names and shapes; nothing that it describes is built. Three conventions are known:
 `.weights.h5` of Keras 3 (and inside of .keras), the .h5 of Keras 2 and before, and TensorFlow's checkpoints.
 """
 
@@ -24,18 +24,18 @@ WEIGHTS_FILE = "model.weights.h5"
 
 @dataclass(frozen=True)
 class Stored:
-    """One array of a file, unread."""
+    """One array of a file, not read yet."""
 
     shape: tuple[int, ...]
     read: Callable[[], Any]
 
 
 Groups = Sequence[tuple[str, Sequence[tuple[str, Stored]]]]
-"""What a file holds, layer by layer in the network's order, each with its arrays."""
+"""The arrays of a file by layer, in the network's order."""
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-    """The first three parameters which are missing, unexpected or of another shape; nothing where all are right."""
+    """Names the first three parameters that are missing, unexpected or of another shape. Empty if all are right."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not in the network" for name in found if name not in expected]
     problems += [
@@ -49,7 +49,7 @@ def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tup
 
 @contextmanager
 def hdf5_of(path: Path, found: Format) -> Iterator[Any]:
-    """The open HDF5 file at `path` or, of a .keras file, inside of it; checked. Raises ArtifactError."""
+    """Opens the HDF5 file at `path`, or the one inside a .keras file, after checking it. Raises ArtifactError."""
     import h5py  # noqa: PLC0415
 
     if found is formats.KERAS:
@@ -74,7 +74,7 @@ def hdf5_of(path: Path, found: Format) -> Iterator[Any]:
 
 
 def fit(network: Any, file: Any) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """By the same names, the network's variables and the arrays that an HDF5 file has for them."""
+    """The network's variables, and the arrays of an HDF5 file for them, under the same names."""
     group = file.get("model_weights", file)
     if _names(group, "layer_names"):
         layers = [(layer.name, [*layer.trainable_weights, *layer.non_trainable_weights]) for layer in network.layers]
@@ -83,7 +83,7 @@ def fit(network: Any, file: Any) -> tuple[dict[str, Any], dict[str, Stored]]:
 
 
 def pair(layers: Sequence[tuple[str, Sequence[Any]]], groups: Groups) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """The same where a file names layers otherwise than the network: the first goes to the first, and so on."""
+    """The same for a file with other names of layers than the network: they are paired by their order."""
     layers, groups = [each for each in layers if each[1]], [each for each in groups if each[1]]
     expected: dict[str, Any] = {}
     found: dict[str, Stored] = {}
@@ -91,7 +91,7 @@ def pair(layers: Sequence[tuple[str, Sequence[Any]]], groups: Groups) -> tuple[d
         layer, variables = layers[index] if index < len(layers) else ("", ())
         group, arrays = groups[index] if index < len(groups) else ("", ())
         names = [f"{layer}/{variable.name}" for variable in variables]
-        if len(set(names)) < len(names):  # a wrapper of two layers has each name twice
+        if len(set(names)) < len(names):  # a wrapper around two layers has each name twice
             names = [f"{layer}/{number}/{variable.name}" for number, variable in enumerate(variables)]
         expected |= dict(zip(names, variables, strict=True))
         names += [f"{group}/{name}" for name, _ in arrays[len(names) :]]
@@ -102,24 +102,24 @@ def pair(layers: Sequence[tuple[str, Sequence[Any]]], groups: Groups) -> tuple[d
 def fill(
     network: Any, expected: Mapping[str, Any], found: Mapping[str, Stored], name: str, cure: Callable[[], str]
 ) -> None:
-    """Gives every variable its array. Raises ArtifactError where one is missing, left over or of another shape."""
+    """Assigns every variable its array. Raises ArtifactError if one is missing, left over or of another shape."""
     check(expected, found, name, cure)
     for key, variable in expected.items():
         variable.assign(found[key].read())
-    for layer in network._flatten_layers():  # noqa: SLF001 - no public way to a layer inside of a layer
-        if hasattr(layer, "finalize_state"):  # Normalization works its mean and variance in
+    for layer in network._flatten_layers():  # noqa: SLF001 - nothing public reaches a layer inside a layer
+        if hasattr(layer, "finalize_state"):  # Normalization derives its tensors from mean and variance
             layer.finalize_state()
 
 
 def check(expected: Mapping[str, Any], found: Mapping[str, Stored], name: str, cure: Callable[[], str]) -> None:
-    """Raises ArtifactError where a file's arrays are not those that the network's variables need."""
+    """Raises ArtifactError if the arrays of a file are not those of the network's variables."""
     shapes = {key: tuple(variable.shape) for key, variable in expected.items()}
     if problems := differences(shapes, {key: stored.shape for key, stored in found.items()}):
         raise ArtifactError(f"{name} does not fit the network: {problems}", cure())
 
 
 def _by_layer(group: Any) -> Groups:
-    """Keras 2's convention: the layers' names are an attribute, and each layer's weights' names another."""
+    """The convention of Keras 2: attributes hold the names of the layers, and of each layer's weights."""
     found = []
     for layer in _names(group, "layer_names"):
         names = _names(group[layer], "weight_names")
@@ -131,7 +131,7 @@ def _by_layer(group: Any) -> Groups:
 
 
 def _names(group: Any, attribute: str) -> list[str]:
-    """A list of names, which may be spread over several attributes."""
+    """A list of names, which may be split over several attributes."""
     parts = [attribute] if attribute in group.attrs else []
     while f"{attribute}{len(parts)}" in group.attrs and attribute not in parts:
         parts.append(f"{attribute}{len(parts)}")
@@ -140,7 +140,7 @@ def _names(group: Any, attribute: str) -> list[str]:
 
 
 def _arrays(file: Any) -> dict[str, Stored]:
-    """Keras 3's convention: a tree of layers, each with its numbered `vars`."""
+    """The convention of Keras 3: a tree of layers, each with its numbered `vars`."""
     import h5py  # noqa: PLC0415
 
     found = {}
@@ -154,7 +154,7 @@ def _arrays(file: Any) -> dict[str, Stored]:
 
 
 def _is_for_training(where: str) -> bool:
-    """Whether the path in a file is the optimizer's, a metric's or a random number generator's."""
+    """Whether a path in a file belongs to the optimizer, a metric or a random number generator."""
     first = where.partition("/")[0]
     private = first.startswith("_") and first != "_layer_checkpoint_dependencies"
     return private or first in {"optimizer", "metrics"} or "seed_generator" in where
@@ -170,13 +170,13 @@ def _stored(dataset: Any) -> Stored:
 
 
 def _variables(network: Any) -> dict[str, Any]:
-    """The network's variables by the paths that Keras 3 saves them at."""
+    """The network's variables by the paths under which Keras 3 saves them."""
     from keras.src.saving.saving_lib import H5IOStore, _save_state  # noqa: PLC0415
 
     found = {}
 
     class Names(H5IOStore):  # type: ignore[misc]
-        """Hears what would be written, and writes nothing."""
+        """Records what Keras would save, and writes nothing."""
 
         def __init__(self) -> None:
             self.where = ""

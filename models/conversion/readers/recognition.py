@@ -1,4 +1,4 @@
-"""Which architecture saved weights belong to, told by what they are called."""
+"""Recognises the architecture of saved weights by their names and shapes."""
 
 import json
 import math
@@ -19,10 +19,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def of_state_dict(found: Shapes, architecture: str = "") -> str | None:
-    """The architecture whose PyTorch network has these keys, all of them, and most of these shapes; else None.
+    """The architecture whose PyTorch network has exactly these keys and most of these shapes, or None.
 
-    Of several, the one with the fewest other shapes, not counting those that follow from the number of classes; then
-    `architecture`, then the catalog's own. Networks are built without memory, the likeliest first.
+    If there are several, it is the one with the fewest differing shapes, not counting those that depend on the number
+    of classes; then `architecture`, then one of the catalog. Networks are built without memory, the likeliest first.
     """
     size = max(sum(math.prod(shape) for shape in found.values()), 1)
 
@@ -40,7 +40,7 @@ def of_state_dict(found: Shapes, architecture: str = "") -> str | None:
 
 
 def _other_shapes(architecture: Architecture, found: Shapes) -> int | None:
-    """How many of these shapes are not the network's, whatever the number of classes; None where the keys are not."""
+    """How many of these shapes differ from the network's, for any number of classes; None if the keys differ."""
     with without_memory():
         network = architecture.build("torch")
         shapes = _shapes(network)
@@ -60,19 +60,19 @@ def _shapes(network: Any) -> Shapes:
 
 
 def is_counter(name: str) -> bool:
-    """Whether it counts the batches of a training: checkpoints of PyTorch before 0.4.1 have none, official ones too."""
+    """Whether it counts training batches. Checkpoints from before PyTorch 0.4.1 have none, some official ones too."""
     return name.endswith(".num_batches_tracked")
 
 
 def training_only(network: Any) -> tuple[str, ...]:
-    """How the keys begin that a checkpoint of this PyTorch network may have and that its answers do without."""
+    """Prefixes of keys that a checkpoint of this PyTorch network may have, and that inference does not need."""
     prefixes: tuple[str, ...] = getattr(network, "training_only", ())
     return prefixes
 
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """New parameters have shapes and no content. Other tensors keep theirs: RegNet's widths are computed with some."""
+    """New parameters get a shape and no memory. Other tensors stay real: RegNet computes its widths with some."""
     import torch  # noqa: PLC0415
     from torch.overrides import TorchFunctionMode  # noqa: PLC0415
 
@@ -86,9 +86,9 @@ def without_memory() -> Iterator[None]:
 
 
 def of_keras_file(path: Path) -> str | None:
-    """The architecture of keras.applications that a .keras file was saved from; None where it says no such name.
+    """The architecture of keras.applications that a .keras file was saved from, by the name in it, or None.
 
-    What the file describes is read as bounded data, and never built.
+    The description is read as data of bounded size, and never built.
     """
     try:
         with zipfile.ZipFile(path) as file, file.open("config.json") as config:
@@ -105,5 +105,5 @@ def of_keras_file(path: Path) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """A name without what the library writes into some networks' own: `mobilenetv2_1.00_224`, `efficientnetv2-b0`."""
+    """A name without the additions of the library, as in `mobilenetv2_1.00_224` or `efficientnetv2-b0`."""
     return re.sub(r"[^a-z0-9]", "", re.sub(r"_1\.00_\d+$", "", name.lower()))

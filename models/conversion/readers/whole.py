@@ -1,6 +1,7 @@
-"""Files that bring their own network: what they hold is opened, and what model.toml leaves open is read from them.
+"""Opens files that contain their own network, and reads from them the settings that model.toml leaves out.
 
-How pictures were scaled stands in no file, unless the network scales them itself: there model.toml must speak.
+No file says how pictures were scaled before they reached the network. Unless the network scales them itself, model.toml
+must say it.
 """
 
 import math
@@ -19,41 +20,41 @@ from models.artifact.artifact import Artifact, Draft, Spec
 from models.artifact.formats import BROKEN_FILE, Format
 from models.conversion.graph.sample_items import sample_items
 from models.conversion.readers import keras_config, keras_weights
-from models.errors import ArtifactError, told
+from models.errors import ArtifactError, translate_errors
 from models.inputs import NORMALIZATIONS, ImageInput, Input, NumbersInput
 from models.outputs import Output
 
 CONFIG_FILE = "config.json"
 
-_RAW_SCALE = 0.05  # a factor below it is for 0..255
+_RAW_SCALE = 0.05  # a smaller factor is for pixels of 0..255
 _CHANNELS = (1, 3)
 _ANOTHER_WAY = "save it with a newer Keras, beginning with an Input; or name an architecture of the catalog"
-# Layers of Keras that leave numbers in the range in which they come.
+# Layers of Keras that do not change the range of the numbers.
 _SAME_RANGE = ("InputLayer", "Identity", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D", "Permute", "Random")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """A network, and what its file says of it."""
+    """A network, and the properties that its file gives."""
 
     network: Any
     sizes: tuple[int | None, ...] | None
-    """Of its input, without the batch; None where the file does not say."""
+    """Sizes of its input, without the batch; None if the file does not say."""
     dtype: str
     scales_itself: bool
     last: str | None
-    """What makes its output: `softmax`, `sigmoid`, or neither; None where the file does not say."""
+    """The function that computes its output, such as `softmax` or `sigmoid`; None if the file does not say."""
 
 
 def open_whole(artifact: Artifact, *, allow_code: bool) -> tuple[Any, Spec]:
     """The network with its weights, and the complete spec. Raises ArtifactError."""
     assert isinstance(artifact.spec, Draft)
-    path, found = artifact.weights, formats.tell(artifact.weights)
+    path, found = artifact.weights, formats.detect(artifact.weights)
     if found.code and not allow_code:
         data = " Or name an architecture: of a SavedModel the weights alone are then read."
         raise ArtifactError(
-            f"{path.name} is {found.title}: to convert it, code of whoever made it has to be run",
-            "where you trust the file, set MENAGERIE_ALLOW_CODE=true; else save the weights alone, or export to ONNX."
+            f"{path.name} is {found.title}: to convert it, code in the file has to be run",
+            "if you trust the file, set MENAGERIE_ALLOW_CODE=true; else save the weights alone, or export to ONNX."
             + (data if found is formats.SAVED_MODEL else ""),
         )
     whole = (_keras if found in {formats.KERAS, formats.HDF5} else _program)(path, found)
@@ -66,12 +67,12 @@ def open_whole(artifact: Artifact, *, allow_code: bool) -> tuple[Any, Spec]:
 
 
 def _program(path: Path, found: Format) -> Whole:
-    """A network that is run as it was saved."""
-    from models.conversion.graph import onnx_file  # noqa: PLC0415 - onnx is not everywhere
+    """Opens a network that is run as it was saved."""
+    from models.conversion.graph import onnx_file  # noqa: PLC0415 - onnx may be missing
     from models.conversion.graph.programs import OnnxProgram, SavedModelProgram, TorchProgram  # noqa: PLC0415
 
     last = None
-    with told(f"{path.name} cannot be opened as {found.title}", BROKEN_FILE):
+    with translate_errors(f"{path.name} cannot be opened as {found.title}", BROKEN_FILE):
         if found is formats.ONNX:
             model = onnx_file.read(path)
             network: Any = OnnxProgram(model)
@@ -86,12 +87,15 @@ def _program(path: Path, found: Format) -> Whole:
 
 
 def _keras(path: Path, found: Format) -> Whole:
-    """A network of Keras' own layers, rebuilt from what the file says of it, and filled."""
-    with told(f"{path.name} cannot be read as {found.title}", BROKEN_FILE), keras_weights.hdf5_of(path, found) as file:
+    """Rebuilds a network of Keras' own layers from its description in the file, and loads its weights."""
+    with (
+        translate_errors(f"{path.name} cannot be read as {found.title}", BROKEN_FILE),
+        keras_weights.hdf5_of(path, found) as file,
+    ):
         content = _config_in_zip(path) if found is formats.KERAS else file.attrs.get("model_config")
         if content is None:
             raise ArtifactError(
-                f"{path.name} holds weights alone, and model.toml names no architecture",
+                f"{path.name} holds only weights, and model.toml names no architecture",
                 'write architecture = "NAME" into model.toml, or save the whole model: model.save("weights.keras")',
             )
         content = content.encode() if isinstance(content, str) else content
@@ -119,33 +123,33 @@ def _config_in_zip(path: Path) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(CONFIG_FILE) as file:
             return file.read(bounds.MAX_CONFIG_BYTES + 1)
-    except Exception as error:  # zipfile and zlib have errors of their own for a broken entry
+    except Exception as error:  # zipfile and zlib raise errors of their own for a broken entry
         raise ArtifactError(f"{path.name} cannot be read as a Keras file", BROKEN_FILE) from error
 
 
 def _rebuilt(config: Mapping[str, Any], file: Any, name: str) -> Any:
-    """The network with room for its weights, once it is known that the file holds just those."""
+    """The network with memory for its weights, built once it is known that the file holds exactly these weights."""
     import keras  # noqa: PLC0415
 
     def build() -> Any:
-        with told(f"{name} describes a network that Keras cannot build", _ANOTHER_WAY):
-            # The configuration is a copy, for Keras takes it apart.
+        with translate_errors(f"{name} describes a network that Keras cannot build", _ANOTHER_WAY):
+            # Keras changes the configuration that it is given.
             network = keras.saving.deserialize_keras_object(deepcopy(config), safe_mode=True)
             if not network.built or not network.inputs:
                 raise ArtifactError(f"{name} does not say what its network takes", _ANOTHER_WAY)
         return network
 
-    with keras.StatelessScope(initialize_variables=False):  # shapes, and no memory
+    with keras.StatelessScope(initialize_variables=False):  # shapes without memory
         network = build()
         _check_sizes(network, name)
         expected, found = keras_weights.fit(network, file)
         keras_weights.check(expected, found, name, cure=lambda: BROKEN_FILE)
-    keras.utils.clear_session()  # which remembers variables that were never made
+    keras.utils.clear_session()  # it remembers the variables that were never created
     return build()
 
 
 def _check_sizes(network: Any, name: str) -> None:
-    """Raises ArtifactError where a layer would make more numbers of one item than any classifier does."""
+    """Raises ArtifactError if a layer's output for one item is larger than any classifier's."""
     for layer in network._flatten_layers():  # noqa: SLF001 - no public way to a layer inside of a layer
         for node in layer._inbound_nodes:  # noqa: SLF001
             for tensor in node.output_tensors:
@@ -156,7 +160,7 @@ def _check_sizes(network: Any, name: str) -> None:
 
 
 def _scales_itself(network: Any) -> bool:
-    """Whether the first thing that a Keras network does is to bring 0..255 to its own range."""
+    """Whether a Keras network first rescales pixels of 0..255 to its own range."""
     for layer in network.layers:
         kind = type(layer).__name__
         if kind == "Rescaling":
@@ -171,7 +175,7 @@ def _scales_itself(network: Any) -> bool:
 
 
 def _last_activation(network: Any) -> str:
-    """What a Keras network ends with, whatever only moves numbers about left aside."""
+    """The last activation of a Keras network. Layers that only rearrange numbers are skipped."""
     for layer in reversed(network.layers):
         if hasattr(layer, "layers"):
             return _last_activation(layer)
@@ -186,36 +190,36 @@ def _last_activation(network: Any) -> str:
 
 
 def _complete(draft: Draft, whole: Whole, name: str) -> Spec:
-    """The draft with what the network takes, how many classes it has and what it gives."""
-    from models.conversion.graph import export  # noqa: PLC0415 - onnx is not everywhere
+    """The draft, completed with the network's input, number of classes and kind of output."""
+    from models.conversion.graph import export  # noqa: PLC0415 - onnx may be missing
 
     item, layout = _input(draft, whole, name)
     probe = Draft(
         architecture=draft.architecture, framework=draft.framework, num_classes=None, input={}, output=None, labels=()
     ).complete(2, item, "logits", **layout)
-    with told(f"{name} does not run on an input of {_shown(item.shape)}", "correct [input] in model.toml"):
+    with translate_errors(f"{name} does not run on an input of {_shown(item.shape)}", "correct [input] in model.toml"):
         answers = export.forward(whole.network, draft.framework, export.network_input(probe, sample_items(item)))
     if answers.ndim != 2:  # noqa: PLR2004
         raise ArtifactError(
-            f"{name} gives {answers.shape[1:]} for each item, and not one number for each class", "serve a classifier"
+            f"{name} returns {answers.shape[1:]} for each item, and not one number for each class", "serve a classifier"
         )
     width = answers.shape[1]
     output = draft.output or _output(whole.last, answers, name)
     classes = width if output in {"logits", "probabilities"} else 2
     if (said := draft.num_classes or len(draft.labels) or classes) != classes:
         raise ArtifactError(
-            f"{name} tells {classes} classes apart, and model.toml and the labels say {said}",
+            f"{name} has {classes} classes, and model.toml and the labels say {said}",
             "make num_classes and the labels those that the network was trained for",
         )
     return draft.complete(classes, item, output, **layout)
 
 
 def _output(last: str | None, answers: Any, name: str) -> Output:
-    """What the network's numbers stand for."""
+    """The meaning of the network's outputs."""
     if answers.shape[1] == 1:
         if last is None:
             raise ArtifactError(
-                f"{name} gives one number for each item, and does not say which",
+                f"{name} returns one number for each item, and does not say what it means",
                 'set output in model.toml: "logit", or "probability" of the second class',
             )
         return "probability" if last == "sigmoid" else "logit"
@@ -223,14 +227,14 @@ def _output(last: str | None, answers: Any, name: str) -> Output:
         return "probabilities"
     if last == "sigmoid":
         raise ArtifactError(
-            f"{name} ends with a sigmoid for each class, as where several labels may be right at once",
+            f"{name} ends with a sigmoid for each class, as for several labels at once",
             'serve a network of one label; or, if one is right, set output = "probabilities" or "logits"',
         )
     return "logits"
 
 
 def _input(draft: Draft, whole: Whole, name: str) -> tuple[Input, dict[str, Any]]:
-    """What the network takes, and how: its layout and the type of its numbers."""
+    """The input of the network, with its layout and the type of its numbers."""
     if whole.dtype not in {"float32", "uint8"}:
         raise ArtifactError(f"{name} takes {whole.dtype}", "save it with an input of float32")
     asked, sizes = draft.input, whole.sizes
@@ -243,13 +247,13 @@ def _input(draft: Draft, whole: Whole, name: str) -> tuple[Input, dict[str, Any]
             )
         return NumbersInput(shape=shape), {"dtype": whole.dtype}
     if sizes is not None and len(sizes) != 3:  # noqa: PLR2004
-        raise ArtifactError(f"{name} takes {_shown(sizes)}, which is no picture", 'set kind = "numbers" in [input]')
+        raise ArtifactError(f"{name} takes {_shown(sizes)}, which is not a picture", 'set kind = "numbers" in [input]')
     first = _is_channels_first(sizes, keras=draft.framework == "keras")
     fixed = _image_sizes(sizes, asked, first=first, name=name)
     if not whole.scales_itself and not asked.keys() & {"scale", "mean", "std"}:
         known = ", ".join(f'"{mode}"' for mode in NORMALIZATIONS)
         raise ArtifactError(
-            f"{name} does not say how pictures were scaled before they were given to the network",
+            f"{name} does not say how pictures were scaled before they reached the network",
             f'set [input] normalization in model.toml, "unit" for 0..1 or "raw" for 0..255 (known: {known})',
         )
     item = ImageInput(
@@ -268,7 +272,7 @@ def _shown(sizes: tuple[int | None, ...]) -> str:
 
 
 def _is_channels_first(sizes: tuple[int | None, ...] | None, *, keras: bool) -> bool:
-    """Whether a picture is [channels, height, width] there: told by which end has one number or three."""
+    """Whether the network takes [channels, height, width]: the end of size 1 or 3 is the channels."""
     if keras:
         return False
     return sizes is None or sizes[0] in _CHANNELS or sizes[-1] not in _CHANNELS
@@ -277,7 +281,7 @@ def _is_channels_first(sizes: tuple[int | None, ...] | None, *, keras: bool) -> 
 def _image_sizes(
     sizes: tuple[int | None, ...] | None, asked: Mapping[str, Any], *, first: bool, name: str
 ) -> dict[str, Any]:
-    """Height, width and channels: the network's own, and where those are free, model.toml's."""
+    """Height, width and channels: the network's own, or model.toml's if the network leaves them free."""
     own = sizes or (None, None, None)
     channels, height, width = own if first else (own[2], own[0], own[1])
     sizes_of: dict[str, Any] = {}

@@ -35,14 +35,14 @@ CASES = {
 def test_the_bytes_tell(tmp_path, name):
     path = tmp_path / "weights.pth"  # whatever it is
     path.write_bytes(CASES[name])
-    assert formats.tell(path) is formats.FORMATS[name]
+    assert formats.detect(path) is formats.FORMATS[name]
 
 
 def test_a_saved_model_is_a_directory(tmp_path):
     with pytest.raises(ArtifactError, match=r"holds no saved_model\.pb"):
-        formats.tell(tmp_path)
+        formats.detect(tmp_path)
     (tmp_path / "saved_model.pb").touch()
-    assert formats.tell(tmp_path) is formats.SAVED_MODEL
+    assert formats.detect(tmp_path) is formats.SAVED_MODEL
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_other_bytes_are_shown_with_a_cure(tmp_path, content, problem):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ArtifactError) as caught:
-        formats.tell(path)
+        formats.detect(path)
     assert problem in str(caught.value)
     assert "weights.pth" in str(caught.value)
     assert "again" in caught.value.cure or "unpack" in caught.value.cure
@@ -185,7 +185,7 @@ def test_no_bytes_take_long_to_tell(tmp_path, name):
         path.write_bytes(b"PK\3\4" + directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(directory), 4, 0))
     started = time.process_time()
     with pytest.raises(ArtifactError):
-        formats.tell(path)
+        formats.detect(path)
     assert time.process_time() - started < 3  # seconds; 85 were taken
 
 
@@ -206,7 +206,7 @@ def test_a_large_onnx_file_is_told_by_its_few_fields(tmp_path):
     path.write_bytes(
         field(1, 8) + opsets + field(7, bytes(10_000_000)) + functions + notes + field(20, b"t") + field(26, b"c")
     )
-    assert formats.tell(path) is formats.ONNX
+    assert formats.detect(path) is formats.ONNX
 
 
 @pytest.mark.parametrize("change", ["as it is", "a comment", "a prefix", "many entries"])

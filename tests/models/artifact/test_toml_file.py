@@ -5,13 +5,15 @@ import time
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.artifact import toml_file
+from models.artifact.artifact import MAX_CLASSES, MAX_VERSION, ModelConfig
 from models.errors import ArtifactError
+from models.inputs import ImageInput, NumbersInput
 
-SIZE = toml_file.MOST_CHARACTERS - 10
+SIZE = toml_file.MAX_CHARACTERS - 10
 
 REFUSED = {
     "a key of many parts": (b"a." * 10_000 + b"a = 1", "more than 128 characters"),
@@ -87,6 +89,58 @@ def test_what_tomllib_reads_is_read(text, before):
             toml_file.parse((before + text).encode(), "model.toml")
     else:
         assert toml_file.parse((before + text).encode(), "model.toml") == expected
+
+
+TEXTS = st.text(max_size=20)
+CLASSES = st.integers(1, MAX_CLASSES)
+SIDES = st.integers(1, 500)
+SCALES = st.floats(0, exclude_min=True, allow_infinity=False)
+INPUTS = st.builds(
+    ImageInput,
+    height=SIDES,
+    width=SIDES,
+    resize=st.sampled_from(["crop", "stretch"]),
+    scale=SCALES,
+    mean=st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3),
+    std=st.tuples(SCALES),
+) | st.builds(NumbersInput, shape=st.lists(st.integers(1, 20), min_size=1, max_size=4).map(tuple))
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "architecture": TEXTS,
+        "framework": st.sampled_from(["torch", "keras"]),
+        "weights": TEXTS,
+        "num_classes": CLASSES,
+        "labels": TEXTS | st.lists(TEXTS, max_size=5).map(tuple),
+        "output": st.sampled_from(["logits", "probabilities", "logit", "probability"]),
+        "input": INPUTS.map(lambda item: item.model_dump(mode="json", exclude_none=True))
+        | st.dictionaries(TEXTS, TEXTS | st.integers() | st.booleans(), max_size=3),
+        "precision": st.sampled_from(["fp32", "fp16", "int8", "auto"]),
+        "precision_agreement": st.floats(0, 1, exclude_min=True),
+        "batching": st.fixed_dictionaries(
+            {},
+            optional={"max_batch_size": st.integers(1, 1024), "max_queue_delay_seconds": st.floats(0, 60)},
+        ),
+        "versions": st.sampled_from(["latest", "all"]) | st.lists(st.integers(1, MAX_VERSION)).map(tuple),
+        "min_agreement": st.floats(0, 1),
+        "tune": st.booleans(),
+        "unload_first": st.booleans(),
+    },
+)
+
+
+@settings(deadline=None)
+@given(SETTINGS.filter(lambda values: "normalization" not in values.get("input", {})))
+def test_every_model_toml_reads_as_it_was_written(values):
+    content = toml_file.dumps(values).encode()
+    assert ModelConfig.model_validate(toml_file.parse(content, "model.toml")) == ModelConfig.model_validate(values)
+    written = values | {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
+    assert toml_file.parse(content, "model.toml") == written
+
+
+def test_the_largest_labels_are_written_so_that_they_are_read_again():
+    labels = [f"a synset, with many; words [{number}]" for number in range(21_841)]
+    assert toml_file.parse(toml_file.dumps({"labels": labels}).encode(), "artifact.toml") == {"labels": labels}
 
 
 def test_the_largest_honest_settings_are_read():

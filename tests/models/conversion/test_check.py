@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from models.conversion.check import Job, check
+from models.conversion.check import CheckJob, check
 from models.errors import first_line
 from tests.models.published import SPEC, edited, graph, publish, publish_numbers
 
@@ -15,7 +15,8 @@ from tests.models.published import SPEC, edited, graph, publish, publish_numbers
 def refusal(directory):
     with pytest.raises(ValueError) as caught:
         check(
-            Job(directory=directory, batches=(1, 3), threads=1, memory_bytes=2**30), lambda _: contextlib.nullcontext()
+            CheckJob(directory=directory, batches=(1, 3), threads=1, memory_bytes=2**30),
+            lambda _: contextlib.nullcontext(),
         )
     return first_line(caught.value)
 
@@ -74,13 +75,13 @@ GRAPHS = {
         "ONNX Runtime cannot open the model",
     ),
     "a frozen batch": (of_batch_1(), "does not run at batch 3"),
-    "a batch of one": (graph([IDENTITY], source=("numbers", TensorProto.FLOAT, [1, 3])), "batches of one size alone"),
+    "a batch of one": (graph([IDENTITY], source=("numbers", TensorProto.FLOAT, [1, 3])), "batches of one size only"),
     "no probabilities": (
         graph([helper.make_node("Identity", ["numbers"], ["other"])], result="other"),
         "the outputs other",
     ),
     "whole numbers": (graph([IDENTITY], source=("numbers", TensorProto.INT64, ["batch", 3])), "cannot open"),
-    "logarithms": (graph([helper.make_node("Log", ["numbers"], ["probabilities"])]), "infinite or none"),
+    "logarithms": (graph([helper.make_node("Log", ["numbers"], ["probabilities"])]), "infinite or NaN"),
 }
 
 

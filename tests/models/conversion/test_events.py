@@ -1,4 +1,4 @@
-"""Whatever a job raises is told in a line, with a reason and a cure."""
+"""Whatever a job raises is reported in one line, with a reason and a cure."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ SCRIPT = """
 import sys
 from models.errors import ArtifactError
 from models.conversion.events import Events
-from models.machine import resident_bytes
+from models.process import peak_resident_bytes, resident_bytes
 
 class Panic(BaseException):
     "As Rust's libraries raise it."
@@ -38,7 +38,7 @@ def fail(name):
 for name in raised:
     assert events.run(lambda: fail(name), lambda: "keras") == 1
 assert events.run(lambda: None, lambda: "keras") == 0
-assert 0 < resident_bytes()[0] <= resident_bytes()[1]
+assert 0 < resident_bytes() <= peak_resident_bytes()
 """
 
 

@@ -17,7 +17,7 @@ from models.train.__main__ import main
 from models.train.recipe import Recipe
 from service.conversion.conversion import Converter
 from service.inference.engine import Engine, plan
-from service.repository.repository import Repository, read_published
+from service.repository.repository import Repository, read_converted
 from service.settings import Settings
 from tests.models.train.recipes import FRAMEWORKS, QUICK, RECIPES, train
 
@@ -135,7 +135,7 @@ def test_a_version_is_served_as_it_was_trained(trained, repository, photos, tmp_
     assert artifact.spec.framework == framework
     assert artifact.spec.labels == ("left", "right")
     directory = asyncio.run(Converter(tmp_path / "cache", timeout_seconds=300).convert(artifact))
-    manifest, content = read_published(directory)
+    manifest, content = read_converted(directory)
     assert manifest.parity.relative_error < 1e-5
     assert manifest.parity.top1_agreement == 1
     engine = Engine(content, plan(Settings(), gpus=(), cores=2, max_batch_size=64))

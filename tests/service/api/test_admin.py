@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from models.artifact.publish import MAX_VERSION
+from models.artifact.versions import MAX_VERSION
 from service import metrics
 from service.errors import UploadInvalid
 from service.repository.publisher import STAGING, _check_unpacked
@@ -688,10 +688,29 @@ def test_such_a_file_in_the_repository_is_one_models_problem(admin, repository, 
     assert wrong == {}
 
 
-def test_a_label_that_cannot_be_written_breaks_nothing(admin, repository):
-    answer = admin.put("/admin/models/colour/labels/v1.2?version=1")
-    assert answer.status_code == 200 or error_of(answer) == (409, "conflict")
+def test_a_label_with_dots_answers_and_can_be_changed_and_outlives_the_process(application, spare):
+    with application(admin_token=TOKEN) as client:
+        client.headers.update(AUTHORIZED)
+        upload(client, tar_of(spare()), live=False)
+        for label, number in (("v1.2", 2), ("a.b.c.d.e.f.g.h.i.", 1), ("stable", 1)):
+            assert client.put(f"/admin/models/colour/labels/{label}?version={number}").status_code == 200
+        assert answering(client, version="v1.2") == 2
+    with application(admin_token=TOKEN) as client:
+        client.headers.update(AUTHORIZED)
+        assert answering(client) == 1
+        assert answering(client, version="v1.2") == 2
+        assert answering(client, version="a.b.c.d.e.f.g.h.i.") == 1
+        assert client.put("/admin/models/colour/labels/v1.2?version=1").status_code == 200
+        answer = client.delete("/admin/models/colour/labels/a.b.c.d.e.f.g.h.i.")
+        assert answer.json()["labels"] == {"stable": 1, "v1.2": 1}
+
+
+def test_a_routing_too_long_to_be_read_again_is_not_written(admin, repository, monkeypatch):
     assert admin.put("/admin/models/colour/labels/stable?version=1").status_code == 200
+    before = (repository / "colour" / "routing.toml").read_bytes()
+    monkeypatch.setattr("models.artifact.toml_file.MAX_CHARACTERS", 20)
+    assert error_of(admin.put("/admin/models/colour/labels/other?version=1")) == (409, "conflict")
+    assert (repository / "colour" / "routing.toml").read_bytes() == before
 
 
 def test_the_highest_number_of_a_version_is_the_last(admin, repository):

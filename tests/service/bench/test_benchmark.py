@@ -12,7 +12,7 @@ from service.bench.server import BenchError
 from service.images.preprocess import decode
 from service.images.shortcuts import EXACT, Shortcuts
 from service.inference.engine import Engine, plan
-from service.repository.repository import read_published
+from service.repository.repository import read_converted
 from service.settings import Settings
 from tests import images
 from tests.command_line import menagerie
@@ -39,7 +39,7 @@ def test_the_tiny_model_is_the_one_that_the_tests_make(tmp_path):
 
 
 def test_parts_are_measured_alone(monkeypatch):
-    manifest, content = read_published(TINY / "tiny" / "1")
+    manifest, content = read_converted(TINY / "tiny" / "1")
     spec = manifest.spec.input
     engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
     engine.open(3)
@@ -59,7 +59,7 @@ def test_parts_are_measured_alone(monkeypatch):
 
 
 def test_shortcuts_are_compared_alone_and_together():
-    manifest, content = read_published(TINY / "tiny" / "1")
+    manifest, content = read_converted(TINY / "tiny" / "1")
     spec = manifest.spec.input
     engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
     engine.open(3)
@@ -78,7 +78,7 @@ def test_shortcuts_are_compared_alone_and_together():
 def test_what_a_shortcut_changes_is_counted(monkeypatch):
     import numpy as np
 
-    manifest, content = read_published(TINY / "tiny" / "1")
+    manifest, content = read_converted(TINY / "tiny" / "1")
     engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
     engine.open(3)
     spec = manifest.spec.input
@@ -105,7 +105,7 @@ def test_the_photographs_are_those_of_a_directory(tmp_path):
 
 @pytest.mark.parametrize("body", [b"", b"no image", PHOTOGRAPH[:5000], images.png(images.gradient())])
 def test_what_cannot_be_compared_is_left_out(body):
-    manifest, content = read_published(TINY / "tiny" / "1")
+    manifest, content = read_converted(TINY / "tiny" / "1")
     engine = Engine(content, plan(Settings(provider="cpu", max_batch_size=4), gpus=[], cores=1))
     engine.open(3)
     found = agreement.measure([body, PHOTOGRAPH, body], manifest.spec.input, engine, Shortcuts())
@@ -126,8 +126,7 @@ def test_what_it_is_measured_against_is_torchvisions_way(options):
 
 
 @pytest.mark.slow
-def test_the_whole_of_it(hurried, tmp_path, monkeypatch):
-    monkeypatch.setattr(load.shutil, "which", lambda _: None)  # not every machine has wrk
+def test_the_whole_of_it(hurried, tmp_path):
     result = menagerie(
         *(
             "bench",
@@ -144,7 +143,7 @@ def test_the_whole_of_it(hurried, tmp_path, monkeypatch):
         COLUMNS="200",
     )
     assert result.exit_code == 0, result.stderr
-    for word in ("Under load", "Each part alone", "Where the server's CPU goes", "12 megapixels", "batch 16", "HTTP"):
+    for word in ("Under load", "Each part alone", "CPU time of the server", "12 megapixels", "batch 16", "HTTP"):
         assert word in result.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [each["load"]["clients"] for each in report["results"]] == [1, 3]
@@ -162,14 +161,13 @@ def test_the_whole_of_it(hurried, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_server_that_runs_already(hurried, serve, repository, tmp_path, monkeypatch):
-    monkeypatch.setattr(load.shutil, "which", lambda _: None)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.backends.backend_agg", None)
     server = serve(repository=repository).wait_ready()
     options = ("--url", server.url, "--clients", "2", "--seconds", 1, "--repository", repository)
     assert "Under load" in menagerie("bench", *options).output  # of `colour`, the first
     result = menagerie("bench", "largest", *options, "--output", tmp_path / "out", COLUMNS="200")
     assert result.exit_code == 0, result.stderr
-    assert "no chart: it takes matplotlib, pip install 'menagerie[bench]'" in result.output
+    assert "no chart: it needs matplotlib, pip install 'menagerie[bench]'" in result.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["limits"] == []
     assert "bytes of JSON" in report["machine"]["request"]
@@ -207,8 +205,17 @@ def test_a_repository_without_models_is_told(tmp_path):
 @pytest.mark.parametrize("clients", ["", "0", "1,", "many", "1;2"])
 def test_clients_are_a_list_of_numbers(clients):
     result = menagerie("bench", "--tiny", "--clients", clients)
+    assert result.exit_code == 2
+    assert "--clients" in result.stderr
+    assert "is not a list of numbers" in result.stderr
+
+
+def test_wrk_is_required_and_how_to_install_it_is_said(monkeypatch):
+    monkeypatch.setattr(load.shutil, "which", lambda _: None)
+    result = menagerie("bench", "--tiny")
     assert result.exit_code == 1
-    assert "is no list of numbers" in result.stderr
+    assert "wrk, which is not installed" in result.stderr
+    assert "apt-get install wrk" in result.stderr
 
 
 def test_an_interruption_is_told(monkeypatch):

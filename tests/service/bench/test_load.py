@@ -1,14 +1,11 @@
-"""Load: what the clients count, whichever they are."""
+"""Load, and the server that it is applied to."""
 
-import asyncio
-import itertools
 import stat
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from service.bench import client, load
+from service.bench import load
 from service.bench.server import BenchError, Served, running, started
 from tests.servers import until
 
@@ -17,53 +14,6 @@ from tests.servers import until
 def request_body(tmp_path):
     (tmp_path / "body").write_bytes(b"x" * 1000)
     return tmp_path / "body"
-
-
-async def serving(answers, scenario):
-    """Runs `scenario(url)` beside a server that gives each connection these answers in turn, and then hangs up."""
-    received = []
-
-    async def serve(reader, writer):
-        try:
-            for answer in answers:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-                received.append((head.partition(b" HTTP")[0], await reader.readexactly(length), answer))
-                writer.write(answer)
-        except asyncio.IncompleteReadError:
-            pass
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        return await scenario(f"http://127.0.0.1:{port}/predict/tiny?top_k=1"), received
-
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-BUSY = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 4\r\n\r\nbusy"
-
-
-def test_a_client_counts_answers_and_errors_and_connects_anew(monkeypatch):
-    ticks = itertools.count()  # a clock that does not go on while others have the processor
-    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 100))
-
-    def scenario(url):
-        return client.run(url, b"body", "image/jpeg", clients=2, seconds=0.3)
-
-    found, received = asyncio.run(serving([OK, BUSY, OK], scenario))
-    assert {(line, body) for line, body, _ in received} == {(b"POST /predict/tiny?top_k=1", b"body")}
-    assert found["broken"] >= 2  # each connection is closed after its third answer
-    assert len(found["latencies"]) == len(received)
-    assert found["refused"] == sum(answer is BUSY for _, _, answer in received)
-    assert all(0 < seconds < 0.3 for seconds in found["latencies"])
-    assert 0.3 <= found["seconds"] < 2
-
-
-def test_a_server_that_is_down_is_broken_connections_and_no_answer(request_body, monkeypatch):
-    found = asyncio.run(client.run("http://127.0.0.1:9/predict/tiny", b"body", "image/jpeg", clients=2, seconds=0.3))
-    assert found["latencies"] == []
-    assert 2 <= found["broken"] <= 8  # not a million
 
 
 WRK = """#!{python}
@@ -92,7 +42,6 @@ def wrk(tmp_path, request_body, monkeypatch):
 
 def test_wrks_figures_are_taken_from_its_last_line(wrk):
     request = wrk(f"print(json.dumps({FIGURES}))")
-    assert load.generator() == "wrk"
     found = load.apply(request, clients=8, seconds=2)
     assert (found.clients, found.requests, found.refused, found.broken) == (8, 500, 100, 1)
     assert found.rate == 200  # errors are no answers
@@ -111,19 +60,13 @@ def test_what_gives_no_figures_is_told(wrk, then, message):
         load.apply(wrk(then), clients=8, seconds=2)
 
 
-def test_clients_of_python_speak_no_tls(request_body, monkeypatch):
-    monkeypatch.setattr(load.shutil, "which", lambda _: None)
-    with pytest.raises(BenchError, match="without TLS"):
-        load.apply(load.Request("https://127.0.0.1:9/predict/tiny", request_body, "image/jpeg"), clients=1, seconds=1)
-
-
 def test_a_server_that_does_not_start_is_told_with_its_last_words():
     with (
         pytest.raises(BenchError, match="ended with code 1 before it listened") as caught,
-        started({}, "service.bench.client"),
+        started({}, "service.bench.nothing"),
     ):
         pass
-    assert "not enough values to unpack" in caught.value.detail
+    assert "No module named service.bench.nothing" in caught.value.detail
 
 
 def test_a_server_that_nobody_started_is_told():
@@ -147,9 +90,7 @@ def test_a_server_that_has_ended_is_told():
 
 
 @pytest.mark.slow
-def test_clients_of_python_against_a_server_of_ours(request_body, monkeypatch):
-    monkeypatch.setattr(load.shutil, "which", lambda _: None)
-    assert load.generator() == "python"
+def test_wrk_against_a_server_of_ours(request_body):
     with started({}, "service.bench.echo") as served:
         assert running(served.url).pid == served.pid
         before = served.cpu_seconds()

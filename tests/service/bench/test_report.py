@@ -1,4 +1,4 @@
-"""What is made of the figures."""
+"""Reports of a benchmark: limits, tables, JSON and the chart."""
 
 import json
 import sys
@@ -69,7 +69,7 @@ def test_a_gpu_works_beside_the_cores():
 
 def test_the_tables_say_where_the_cpu_goes():
     tables = dict(report().tables())
-    shares = tables["Where the server's CPU goes, ms a request"]
+    shares = tables["CPU time of the server, ms per request"]
     assert dict(zip(*shares, strict=True)) == {
         "clients": "8",
         "preprocessing": "1.00",
@@ -92,7 +92,7 @@ def test_the_tables_say_where_the_cpu_goes():
 def test_without_limits_and_without_a_process_less_is_said():
     bare = report(limits=(), large=(), agreement={}, results=(result(server=None),))
     tables = dict(bare.tables())
-    assert list(tables) == ["Under load", "How long a request is where, ms"]
+    assert list(tables) == ["Under load", "Time of a request in each stage, ms"]
     load = dict(zip(*tables["Under load"], strict=True))
     assert load["server CPU ms"] == load["of the limit"] == "-"
 

@@ -16,7 +16,7 @@ from service.conversion.conversion import Converter
 from service.errors import ConversionError, RepositoryError
 from service.images.preprocess import decode
 from service.inference.engine import Engine, plan
-from service.repository.repository import Repository, read_published
+from service.repository.repository import Repository, read_converted
 from service.settings import DEFAULT_REPOSITORY, Settings
 from tests.images import PHOTOGRAPHS, photograph
 from tests.models.make_weights import make_weights
@@ -63,7 +63,7 @@ async def test_both_frameworks_convert_agree_and_run_at_any_batch(saved, artifac
     found, steps = artifact(saved[framework, architecture], architecture), []
     directory = await converter.convert(found, steps.append)
     assert steps == list(STEPS)
-    manifest, content = read_published(directory)
+    manifest, content = read_converted(directory)
     assert manifest.spec == found.spec
     assert 0 < manifest.parity.relative_error < 1e-5
     assert manifest.parity.top1_agreement == 1
@@ -80,10 +80,10 @@ async def test_both_frameworks_convert_agree_and_run_at_any_batch(saved, artifac
 
 async def test_what_was_converted_is_not_converted_again(saved, artifact, converter):
     found, steps = artifact(saved["torch", "mlp_iris"]), []
-    assert converter.published(found) is None
+    assert converter.converted(found) is None
     directory = await converter.convert(found)
     changed = (directory / "model.onnx").stat().st_mtime_ns
-    assert await converter.convert(found, steps.append) == directory == converter.published(found)
+    assert await converter.convert(found, steps.append) == directory == converter.converted(found)
     assert steps == []
     assert (directory / "model.onnx").stat().st_mtime_ns == changed
 
@@ -115,9 +115,9 @@ async def test_a_killed_child_leaves_nothing_and_the_next_try_repairs_it(saved, 
         with pytest.raises(ConversionError, match=f"{moment}: .*SIGKILL") as caught:
             await converter.convert(found, kill)
         assert "memory" in caught.value.cure
-        assert converter.published(found) is None
+        assert converter.converted(found) is None
         assert not list((tmp_path / "cache").glob("*/model.onnx"))
-    read_published(await converter.convert(found))
+    read_converted(await converter.convert(found))
 
 
 async def test_weights_that_change_meanwhile_are_not_published_under_the_wrong_name(saved, artifact, converter):
@@ -129,7 +129,7 @@ async def test_weights_that_change_meanwhile_are_not_published_under_the_wrong_n
 
     with pytest.raises(ConversionError, match="changed while they were read"):
         await converter.convert(found, replace)
-    assert converter.published(found) is None
+    assert converter.converted(found) is None
 
 
 async def test_a_published_directory_that_is_not_whole_is_made_again(saved, artifact, converter):
@@ -137,8 +137,8 @@ async def test_a_published_directory_that_is_not_whole_is_made_again(saved, arti
     directory = await converter.convert(found)
     onnx = directory / "model.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-1])
-    assert converter.published(found) is None
-    read_published(await converter.convert(found))
+    assert converter.converted(found) is None
+    read_converted(await converter.convert(found))
 
 
 async def test_a_cache_that_cannot_be_written_is_told(saved, artifact, tmp_path):
@@ -156,7 +156,7 @@ async def test_a_cancelled_conversion_leaves_no_process(saved, artifact, convert
     with pytest.raises(asyncio.CancelledError):
         await task
     assert set(children()) == before
-    assert converter.published(found) is None
+    assert converter.converted(found) is None
 
 
 async def test_a_conversion_over_its_time_is_killed(saved, artifact, tmp_path):
@@ -252,7 +252,7 @@ def digits(tmp_path_factory):
 @pytest.mark.parametrize(("version", "precision", "least"), [(1, "int8", 0.98), (2, "fp16", 0.99)])
 async def test_another_precision_is_made_and_judged_in_the_sandbox(digits, converter, version, precision, least):
     found, steps = digits.resolve("digits", version).source, []
-    manifest, content = read_published(await converter.convert(found, steps.append))
+    manifest, content = read_converted(await converter.convert(found, steps.append))
     assert steps == [*STEPS[:-1], "quantize", STEPS[-1]]
     (trial,) = manifest.choice.trials
     assert (manifest.precision, trial.judged_on, trial.calibrated_on) == (precision, 30, 50)
@@ -286,7 +286,7 @@ async def test_efficientnet_in_int8_answers_photographs_much_as_in_fp32(converte
     (model / "calibration").mkdir()
     for name in PHOTOGRAPHS:
         shutil.copy(photograph(name), model / "calibration")
-    manifest, content = read_published(
+    manifest, content = read_converted(
         await converter.convert(Repository(model.parent).resolve("efficientnet_lite0", 1).source)
     )
     (trial,) = manifest.choice.trials

@@ -1,4 +1,4 @@
-"""What glibc's malloc is told, and that nothing is told where there is none."""
+"""Settings of glibc's malloc, and no effect without glibc."""
 
 import ctypes
 import sys

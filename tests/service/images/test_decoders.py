@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
 from models.inputs import ImageInput
-from service.bench.server import children
 from service.errors import DecoderDied, DecodingTooCostly, QueueFull, ServiceError, UndecodableImage
 from service.images.decode_pool import DecodeJob, DecodePool
 from service.images.fork_server import ForkServer
@@ -77,7 +77,10 @@ def with_pool(scenario, **options):
 
 
 def child_processes(process):
-    return set(children(process))
+    try:
+        return {each.pid for each in psutil.Process(process).children()}
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return set()
 
 
 def fork_servers():

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from models.artifact.artifact import Artifact
-from models.artifact.publish import MAX_VERSION, remove
-from models.artifact.resolution import MOST_IMAGES
+from models.artifact.resolution import MAX_IMAGES
+from models.artifact.staging import remove
+from models.artifact.versions import MAX_VERSION
 from models.inputs import ImageInput, NumbersInput
 from service.commands.listing import versions
 from service.errors import RepositoryError
-from service.repository.repository import Repository, read_published
+from service.repository.repository import Repository, read_converted
 from service.settings import DEFAULT_REPOSITORY
 from service.versions import golden
 from tests.models.published import publish_softmax
@@ -209,7 +210,7 @@ def test_a_number_that_no_version_has_is_told_by_check(iris):
     assert repository.present("iris") == [1, MAX_VERSION]
     assert repository.ignored_versions("iris") == ["01", str(MAX_VERSION + 1), "9" * 200, "²"]
     found = [error.message for name, number, error in versions(repository) if number is None]
-    assert ["is no version of iris" in message for message in found] == [True] * 4
+    assert ["is not a version of iris" in message for message in found] == [True] * 4
 
 
 def test_files_that_may_not_be_read_are_one_models_problem(iris, monkeypatch):
@@ -269,7 +270,7 @@ def test_a_published_version_needs_no_architecture(tmp_path):
     publish_softmax(tmp_path / "softmax")
     version = Repository(tmp_path).resolve("softmax", 1)
     assert version.source == tmp_path / "softmax" / "1"
-    manifest, content = read_published(version.source)
+    manifest, content = read_converted(version.source)
     assert len(content) == manifest.onnx_bytes
 
 
@@ -278,10 +279,10 @@ def test_a_published_file_that_was_changed_is_refused(tmp_path):
     onnx = tmp_path / "softmax" / "1" / "model.onnx"
     onnx.write_bytes(onnx.read_bytes()[:-1])
     with pytest.raises(RepositoryError, match="is not the file"):
-        read_published(tmp_path / "softmax" / "1")
+        read_converted(tmp_path / "softmax" / "1")
     onnx.unlink()
     with pytest.raises(RepositoryError, match="cannot be read"):
-        read_published(tmp_path / "softmax" / "1")
+        read_converted(tmp_path / "softmax" / "1")
 
 
 def test_a_link_is_not_published(tmp_path):
@@ -290,7 +291,7 @@ def test_a_link_is_not_published(tmp_path):
     onnx.rename(tmp_path / "elsewhere.onnx")
     onnx.symlink_to(tmp_path / "elsewhere.onnx")
     with pytest.raises(RepositoryError, match="not a regular file"):
-        read_published(tmp_path / "softmax" / "1")
+        read_converted(tmp_path / "softmax" / "1")
 
 
 def test_a_manifest_of_another_release_is_refused(tmp_path):
@@ -298,7 +299,7 @@ def test_a_manifest_of_another_release_is_refused(tmp_path):
     manifest = tmp_path / "softmax" / "1" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 2}))
     with pytest.raises(RepositoryError, match="schema_version"):
-        read_published(tmp_path / "softmax" / "1")
+        read_converted(tmp_path / "softmax" / "1")
 
 
 def calibrated(root, precision, **images):
@@ -327,7 +328,7 @@ def test_precision_and_calibration_images_make_another_artifact(tmp_path):
 def test_another_processor_makes_another_int8_and_the_same_fp32(tmp_path, monkeypatch):
     found = []
     for saturates in (False, True):
-        monkeypatch.setattr("models.machine.int8_saturates", lambda saturates=saturates: saturates)
+        monkeypatch.setattr("models.hardware.int8_saturates", lambda saturates=saturates: saturates)
         found.append([calibrated(tmp_path, precision, a=b"a").fingerprint for precision in ("fp32", "int8")])
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]
@@ -361,8 +362,8 @@ def test_calibration_images_are_files_and_not_too_many(tmp_path):
     with pytest.raises(RepositoryError, match=r"calibration/link\.png is not a regular file"):
         Repository(tmp_path).resolve("lenet", 1)
     (tmp_path / "lenet" / "calibration" / "link.png").unlink()
-    many = {f"image{index}": b"" for index in range(MOST_IMAGES)}
-    with pytest.raises(RepositoryError, match=f"{MOST_IMAGES + 1} images"):
+    many = {f"image{index}": b"" for index in range(MAX_IMAGES)}
+    with pytest.raises(RepositoryError, match=f"{MAX_IMAGES + 1} images"):
         calibrated(tmp_path, "int8", **many)
 
 
@@ -390,7 +391,7 @@ def test_directories_without_end_and_files_without_number_cost_a_version_nothing
     calibrated(tmp_path, "fp32")
     nested(tmp_path / "lenet" / "2" / "weights", 2500)
     (tmp_path / "lenet" / "2" / "weights" / "saved_model.pb").write_bytes(b"")
-    monkeypatch.setattr("models.artifact.formats.MOST_ENTRIES", 20)
+    monkeypatch.setattr("models.artifact.formats.MAX_ENTRIES", 20)
     calibrated(tmp_path, "fp32", **{f"image{index}": b"" for index in range(30)})
     repository = Repository(tmp_path)
     assert list(repository.inventory("lenet").wanted) == [2]

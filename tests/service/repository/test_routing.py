@@ -3,9 +3,13 @@
 import tomllib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.repository.routing import Routing
+from models.artifact import toml_file
+from models.artifact.artifact import MAX_VERSION
+from service.repository.routing import LABEL, Routing
 
 EXAMPLE = """
 live = 2
@@ -28,6 +32,38 @@ def test_what_is_written_reads_the_same():
     assert routing(routing().to_toml()) == routing()
     assert Routing().to_toml().strip() == ""
     assert routing().part(3).shadow == 10
+
+
+NUMBERS = st.integers(1, MAX_VERSION)
+PARTS = st.fixed_dictionaries(
+    {},
+    optional={"load": st.booleans(), "canary": st.floats(0, 100 / 8), "shadow": st.floats(0, 100) | st.booleans()},
+)
+
+
+@settings(deadline=None)
+@given(
+    live=st.none() | NUMBERS,
+    previous=st.none() | NUMBERS,
+    labels=st.dictionaries(st.from_regex(LABEL, fullmatch=True), NUMBERS),
+    versions=st.dictionaries(NUMBERS, PARTS, max_size=8),
+)
+def test_every_routing_reads_as_it_was_written(live, previous, labels, versions):
+    written = Routing(live=live, previous=previous, labels=labels, versions=versions)
+    assert Routing.model_validate(toml_file.parse(written.to_toml().encode(), "routing.toml")) == written
+
+
+@pytest.mark.parametrize("label", ["v1.2", "a.b.c.d.e.f.g.h.i.j", "v1..2", "a.", "a-", "true", "inf", "x" * 64])
+def test_every_label_that_is_legal_can_be_written_beside_others(label):
+    written = routing().with_label(label, 3)
+    assert routing(written.to_toml()) == written
+    assert routing(written.with_label("other", 2).to_toml()).labels == {"stable": 1, label: 3, "other": 2}
+
+
+@pytest.mark.parametrize("label", ["", "1", "V1", "v 1", "v1\n", "x" * 65, "é", ".v"])
+def test_other_labels_are_refused(label):
+    with pytest.raises(ValidationError):
+        Routing().with_label(label, 1)
 
 
 @pytest.mark.parametrize(

@@ -461,7 +461,7 @@ async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, ro
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     converter = Converter(cache, timeout_seconds=600, module="tests.misbehaving")
     monkeypatch.setattr("service.versions.loader.Converter.of", lambda _: converter)
-    monkeypatch.setattr("service.conversion.places.available_memory_bytes", lambda: 10**12)
+    monkeypatch.setattr("service.conversion.slots.available_memory_bytes", lambda: 10**12)
     for name, note in (("a_endless", b"loop"), ("b", b"sound"), ("c", b"sound again")):
         for version in (1, 2) if note == b"loop" else (1,):
             (root / name / str(version)).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What a framework keeps outside of its weights stays inside of the graph."""
+"""State that a framework keeps outside of the weights is kept in the graph."""
 
 import pytest
 

@@ -185,9 +185,9 @@ HOSTILE = {
     "domain in branch": (hidden(EVIL), "needs evil.code.Run"),
     "domain in function": (in_function(EVIL), "needs evil.code.Run"),
     "opset": (model(domains=("evil.code",)), "needs operators of 'evil.code'"),
-    "old": (model(opset=6), "is of opset 6"),
+    "old": (model(opset=6), "has opset 6"),
     "claim": (model(CLAIM, [numpy_helper.from_array(np.array([2**20, 2**20]), "s")]), "1048576 x 1048576 numbers"),
-    "invalid": (model([helper.make_node("Nonsense", ["x"], ["y"])]), "no valid ONNX model"),
+    "invalid": (model([helper.make_node("Nonsense", ["x"], ["y"])]), "not a valid ONNX model"),
     "inputs": (
         model(
             [
@@ -218,7 +218,7 @@ def test_a_function_of_the_models_own_is_no_code(tmp_path):
 def test_a_training_is_no_model(tmp_path):
     given = model()
     given.training_info.add()
-    with pytest.raises(ArtifactError, match="holds a training"):
+    with pytest.raises(ArtifactError, match="contains a training graph"):
         onnx_file.check(given, "weights.onnx")
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from models import machine
+from models import hardware
 from models.artifact.artifact import Spec
 from models.artifact.manifest import Parity
 from models.artifact.resolution import find_calibration
@@ -27,7 +27,7 @@ PROOF = Parity(relative_error=1e-7, probability_error=1e-7, top1_agreement=1, ba
 @pytest.fixture(autouse=True)
 def quickly_and_without_a_gpu(monkeypatch):
     monkeypatch.setattr(precision, "_SECONDS", 0.02)
-    monkeypatch.setattr(machine, "has_gpu", lambda: False)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
 
 
 def spec_of(asked, **changes):
@@ -163,7 +163,7 @@ def test_int8_that_was_calibrated_on_the_dark_is_refused(fp32, photographs):
     int8, _ = found.choice.trials
     assert not int8.chosen
     assert int8.parity.top1_agreement < 0.98
-    assert "98.0% is the least" in int8.reason
+    assert "98.0% is the minimum" in int8.reason
 
 
 def test_less_agreement_is_enough_where_its_owner_says_so(fp32, photographs):
@@ -177,7 +177,7 @@ def test_less_agreement_is_enough_where_its_owner_says_so(fp32, photographs):
 
 @pytest.mark.parametrize("asked", ["int8", "fp16"])
 def test_images_that_prove_nothing_are_refused(fp32, photographs, asked):
-    with pytest.raises(ArtifactError, match="one label, which tells nothing") as caught:
+    with pytest.raises(ArtifactError, match="the same label, so agreement means nothing") as caught:
         choose(fp32, spec_of(asked), photographs(9, [(90, 40, 40)]))
     assert "several classes" in caught.value.cure
 
@@ -223,7 +223,7 @@ def test_a_network_that_the_tools_do_not_know_stays_in_fp32(fp32, photographs, m
 
     monkeypatch.setattr(precision, "quantize_static", fail)
     paths = photographs(60)
-    with pytest.raises(ArtifactError, match="cannot make the network int8: no shape for a tensor") as caught:
+    with pytest.raises(ArtifactError, match="cannot convert the network to int8: no shape for a tensor") as caught:
         choose(fp32, spec_of("int8"), paths)
     assert 'precision = "fp32"' in caught.value.cure
     found = choose(fp32, spec_of("auto"), paths)
@@ -232,7 +232,7 @@ def test_a_network_that_the_tools_do_not_know_stays_in_fp32(fp32, photographs, m
 
 
 def test_auto_beside_a_gpu_keeps_fp32_and_says_how_to_ask(fp32, photographs, monkeypatch):
-    monkeypatch.setattr(machine, "has_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
     found = choose(fp32, spec_of("auto"), photographs(60))
     int8, fp16 = found.choice.trials
     assert found.precision == "fp32"
@@ -292,7 +292,7 @@ def test_a_network_without_a_layer_for_int8_is_told(tmp_path):
     rows = np.random.default_rng(0).normal(size=(60, 3)).tolist()
     (tmp_path / "calibration" / "inputs.json").write_text(json.dumps({"instances": rows}))
     paths = find_calibration(tmp_path, item)
-    with pytest.raises(ArtifactError, match="no layer that would gain"):
+    with pytest.raises(ArtifactError, match="no layer that int8 would speed up"):
         choose(numbers_network(hidden=False), spec_of("int8", input=item), paths)
 
 

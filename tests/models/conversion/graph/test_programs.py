@@ -10,7 +10,7 @@ from service.__main__ import app
 from service.conversion.conversion import Converter
 from service.errors import ConversionError
 from service.inference.engine import Engine, plan
-from service.repository.repository import Repository, read_published
+from service.repository.repository import Repository, read_converted
 from service.settings import Settings
 from tests.models.onnx_models import model as onnx_model
 from tests.models.saved import archive
@@ -75,11 +75,11 @@ PICTURES = '[input]\nheight = 8\nwidth = 8\nnormalization = "unit"\n'
 async def test_code_is_run_only_where_that_is_allowed(saved, put, tmp_path, name, kind):
     artifact = put(saved / name, PICTURES)
     assert artifact.spec.architecture == f"whole:{kind}"
-    with pytest.raises(ConversionError, match="code of whoever made it has to be run") as caught:
+    with pytest.raises(ConversionError, match="code in the file has to be run") as caught:
         await Converter(tmp_path / "cache", 300).convert(artifact)
     assert "MENAGERIE_ALLOW_CODE=true" in caught.value.cure
     directory = await Converter(tmp_path / "cache", 300, allow_code=True).convert(artifact)
-    manifest, content = read_published(directory)
+    manifest, content = read_converted(directory)
     assert (manifest.spec.num_classes, manifest.spec.output) == (3, "logits")
     assert 0 < manifest.parity.relative_error < 1e-5
     engine = Engine(content, plan(Settings(), gpus=(), cores=2, max_batch_size=4))
@@ -91,7 +91,7 @@ async def test_code_is_run_only_where_that_is_allowed(saved, put, tmp_path, name
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_program_for_one_size_of_batch_is_told(saved, put, tmp_path):
-    with pytest.raises(ConversionError, match="was exported for batches of 2 alone") as caught:
+    with pytest.raises(ConversionError, match="was exported for batches of 2 only") as caught:
         await Converter(tmp_path / "cache", 300, allow_code=True).convert(put(saved / "fixed.pt2", PICTURES))
     assert "dynamic_shapes" in caught.value.cure
 
@@ -105,7 +105,7 @@ def test_a_whole_keras_model_needs_no_model_toml(saved, put, tmp_path):
     assert CliRunner().invoke(app, converting).exit_code == 0
     again = Repository(tmp_path / "published")
     assert again.wanted("model") == [1]
-    manifest, _ = read_published(again.resolve("model", 1).source)
+    manifest, _ = read_converted(again.resolve("model", 1).source)
     assert (manifest.spec.architecture, manifest.spec.input.scale) == ("whole:keras", 1.0)
 
 
@@ -117,7 +117,7 @@ async def test_an_onnx_model_is_converted_without_a_framework(put, tmp_path, mon
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'lean'}:{os.environ.get('PYTHONPATH', '')}")
     (tmp_path / "model.onnx").write_bytes(onnx_model().SerializeToString())
     artifact = put(tmp_path / "model.onnx", 'labels = ["r", "g", "b"]\n[input]\nnormalization = "unit"\n')
-    manifest, _ = read_published(await Converter(tmp_path / "cache", 300).convert(artifact))
+    manifest, _ = read_converted(await Converter(tmp_path / "cache", 300).convert(artifact))
     assert (manifest.spec.framework, manifest.spec.labels, list(manifest.producers)) == (
         "onnx",
         ("r", "g", "b"),

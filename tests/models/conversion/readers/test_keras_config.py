@@ -1,4 +1,4 @@
-"""What a Keras file says of its network: Keras' own layers pass, and nothing that carries code does."""
+"""Descriptions of networks in Keras files: Keras' own layers pass, and everything that contains code is refused."""
 
 import json
 

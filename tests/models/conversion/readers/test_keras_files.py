@@ -85,7 +85,7 @@ for of in (keras, tf_keras):
             disguised = path if path.is_dir() or path.suffix == ".index" else path.rename(room / "weights.pth")
             fresh = build(keras)
             weights.load(fresh, "keras", disguised)
-            print(json.dumps([path.name, formats.tell(disguised).name, difference(answers(fresh, data), expected)]))
+            print(json.dumps([path.name, formats.detect(disguised).name, difference(answers(fresh, data), expected)]))
 
 class Subclassed(tf_keras.Model):  # as tutorials have it; what its layers are called is not how Keras numbers them
     def __init__(self):
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_named_in_every_convention(tmp_path):
     assert "a.h5 does not fit the network: batch_normalization/moving_mean is not in the network" in old[0]
     assert "a.index does not fit the network: " in checkpoint[0]
     assert "num_classes" in new[1] == old[1] == checkpoint[1]
-    assert "its values are not there" in alone[0]
+    assert "the file with its values is missing" in alone[0]
     assert "a.data-00000-of-00001" in alone[1]
 
 
@@ -282,9 +282,9 @@ PROBLEMS = {
     "lambda": ("lambda.keras holds a Lambda", "ONNX"),
     "lambda in h5": ("lambda.h5 holds a Lambda", "ONNX"),
     "unscaled": ("does not say how pictures were scaled", "normalization"),
-    "classes": ("tells 3 classes apart, and model.toml and the labels say 5", "num_classes"),
+    "classes": ("has 3 classes, and model.toml and the labels say 5", "num_classes"),
     "size": ("takes a height of 8, and [input] in model.toml says 224", "leave height out"),
-    "labels": ("tells 3 classes apart, and model.toml and the labels say 2", "labels"),
+    "labels": ("has 3 classes, and model.toml and the labels say 2", "labels"),
     "units": ("layers/dense/0 is (144, 3) and should be (144, 10000000)", "again"),
     "filters": ("Keras cannot build: Input 0", "newer Keras"),
     "upsampled": ("would make 600000x600000x4 numbers in the layer", "catalog"),
@@ -293,9 +293,9 @@ PROBLEMS = {
     "empty": ("cut or damaged HDF5 file", "again"),
     "claims": ("claims to hold", "again"),
     "several": ("ends with a sigmoid for each class", "output"),
-    "alone": ("holds weights alone", "architecture"),
+    "alone": ("holds only weights", "architecture"),
     "code": (
-        "exported is a SavedModel: to convert it, code of whoever made it has to be run",
+        "exported is a SavedModel: to convert it, code in the file has to be run",
         "MENAGERIE_ALLOW_CODE=true",
     ),
 }

@@ -52,7 +52,7 @@ cases = {{
 }}
 for name, save in cases.items():
     save(room / name)
-    print(json.dumps([name, formats.tell(room / name).name, load(room / name)]))
+    print(json.dumps([name, formats.detect(room / name).name, load(room / name)]))
 """
 
 
@@ -133,9 +133,9 @@ PROBLEMS = {
     "stride": "fc1.weight is (1000000, 1000000) and should be (16, 4)",
     "giant": "cannot be read as a PyTorch file",
     "bomb": "claims to hold",
-    "sparse": "quantized, sparse or whole numbers where the network has floating point: fc1.weight",
-    "meta": "quantized, sparse or whole numbers where the network has floating point: fc1.weight",
-    "integers": "quantized, sparse or whole numbers where the network has floating point: fc1.weight",
+    "sparse": "quantized, sparse or integer tensors where the network has floating point: fc1.weight",
+    "meta": "quantized, sparse or integer tensors where the network has floating point: fc1.weight",
+    "integers": "quantized, sparse or integer tensors where the network has floating point: fc1.weight",
     "wrong": "fc2.bias is missing; fc3.bias is not in the network; fc1.weight is (16, 3) and should be (16, 4)",
     "safetensors": "cannot be read",
     "hdf5": "weights.pth is an HDF5 file, as Keras writes, and the network is built in torch",

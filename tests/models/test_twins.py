@@ -1,4 +1,4 @@
-"""Networks that are not the same are told apart; that the same ones answer alike is tests/models/test_zoo.py's."""
+"""Networks that differ are detected. tests/models/test_zoo.py shows that equal ones give equal outputs."""
 
 import subprocess
 import sys
@@ -8,14 +8,14 @@ import pytest
 CARRY = """
 import os, sys
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-from models import transplant
+from models import twins
 from models.catalog import CATALOG
 shape = (64, 64, 3)
 for source, target, classes in (("lenet5", "lenet5", 7), ("alexnet", "lenet5", 10), ("lenet5", "alexnet", 10),
                                 ("resnet18", "resnet34", 10), ("resnet34", "resnet18", 10)):
     network = CATALOG[source].build("torch", shape, 10)
     twin = CATALOG[target].build("keras", shape, classes)
-    for carry in (lambda: transplant.to_keras(network, twin), lambda: transplant.to_torch(twin, network)):
+    for carry in (lambda: twins.to_keras(network, twin), lambda: twins.to_torch(twin, network)):
         try:
             carry()
         except ValueError as error:

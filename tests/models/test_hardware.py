@@ -1,8 +1,8 @@
-"""What a processor says of itself."""
+"""Detection of a GPU and of a processor's 8-bit instructions."""
 
 import pytest
 
-from models.machine import has_gpu, int8_saturates
+from models.hardware import has_gpu, int8_saturates
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,27 @@
-"""Who may work at once: as many as memory holds, one a model, in order."""
+"""Slots for child processes: as many as memory allows, one for each model, in order."""
 
 import asyncio
 
 import pytest
 
-from service.conversion.places import Places
+from service.conversion.slots import Slots
 from tests.servers import until
 
 pytestmark = pytest.mark.anyio
 
 
 class Crowd:
-    """Tasks that take places, and leave when they are told to."""
+    """Tasks that take slots, and leave when they are told to."""
 
-    def __init__(self, places):
-        self.places, self.inside, self.left = places, [], {}
+    def __init__(self, slots):
+        self.slots, self.inside, self.left = slots, [], {}
 
     def come(self, name):
         self.left[name] = asyncio.Event()
         return asyncio.create_task(self._work(name))
 
     async def _work(self, name):
-        async with self.places.place(name.rstrip("0123456789")):
+        async with self.slots.slot(name.rstrip("0123456789")):
             self.inside.append(name)
             await self.left[name].wait()
             self.inside.remove(name)
@@ -43,7 +43,7 @@ async def ended(crowd, *tasks):
 
 
 async def test_one_that_never_ends_holds_up_its_own_model_alone():
-    crowd = Crowd(Places(1, most=2, free_bytes=lambda: None))
+    crowd = Crowd(Slots(1, max_slots=2, free_bytes=lambda: None))
     tasks = [crowd.come(name) for name in ("endless1", "endless2", "b1", "c1", "b2")]
     assert await crowd.settle() == ["b1", "endless1"]
     assert await crowd.leave("b1") == ["c1", "endless1"]
@@ -52,7 +52,7 @@ async def test_one_that_never_ends_holds_up_its_own_model_alone():
 
 
 async def test_a_model_with_many_versions_lets_others_in_between():
-    crowd = Crowd(Places(1, most=1, free_bytes=lambda: None))
+    crowd = Crowd(Slots(1, max_slots=1, free_bytes=lambda: None))
     tasks = [crowd.come(name) for name in ("a1", "a2", "a3", "b1", "c1")]
     order = []
     while inside := await crowd.settle():
@@ -64,7 +64,7 @@ async def test_a_model_with_many_versions_lets_others_in_between():
 
 async def test_memory_decides_how_many_there_are_and_one_there_always_is():
     free = 0
-    crowd = Crowd(Places(10, most=3, free_bytes=lambda: free))
+    crowd = Crowd(Slots(10, max_slots=3, free_bytes=lambda: free))
     tasks = [crowd.come(name) for name in ("a", "b", "c", "d", "e")]
     assert await crowd.settle() == ["a"]
     free = 20
@@ -76,8 +76,8 @@ async def test_memory_decides_how_many_there_are_and_one_there_always_is():
 
 
 async def test_who_waits_and_is_cancelled_leaves_no_gap():
-    places = Places(1, most=1, free_bytes=lambda: None)
-    crowd = Crowd(places)
+    slots = Slots(1, max_slots=1, free_bytes=lambda: None)
+    crowd = Crowd(slots)
     tasks = {name: crowd.come(name) for name in ("a1", "b1", "a2", "c1")}
     assert await crowd.settle() == ["a1"]
     for name in ("b1", "a2"):
@@ -86,5 +86,5 @@ async def test_who_waits_and_is_cancelled_leaves_no_gap():
     tasks["c1"].cancel()
     assert await crowd.settle() == ["c1"]  # it is told, and lets go
     await asyncio.gather(*tasks.values(), return_exceptions=True)
-    async with places.place("a"):
+    async with slots.slot("a"):
         pass
