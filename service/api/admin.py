@@ -196,7 +196,7 @@ async def try_version(
     ] = False,
 ) -> ModelBody:
     """Gives a version that is not live its share of the requests; with neither, its trial ends and it is unloaded."""
-    await _operations(request).try_out(model, version, canary=canary, shadow=shadow)
+    await _operations(request).set_shares(model, version, canary=canary, shadow=shadow)
     return _model(request, model)
 
 

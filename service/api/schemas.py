@@ -13,7 +13,7 @@ from service.inference.postprocess import Prediction
 from service.inference.servable import Outcome, Servable
 from service.repository.routing import Part
 from service.versions.golden import Report
-from service.versions.model import Model, Record, State
+from service.versions.model import Model, Record, VersionState
 
 
 class Body(BaseModel):
@@ -117,7 +117,7 @@ class VersionBody(Body):
     """One version: its state, and what is known of it once it is loaded."""
 
     version: int
-    state: State
+    state: VersionState
     reason: str
     since: float
     """Seconds since 1970."""

@@ -77,8 +77,8 @@ class Servable:
         """Takes work from now on."""
         self.batcher.start()
 
-    def announce(self) -> None:
-        """Is what the metrics of its version tell of from now on."""
+    def show_metrics(self) -> None:
+        """Makes the gauges of the version show this servable from now on."""
         self.metrics.watch(self.batcher.depth, lambda: self._inflight)
         self.metrics.describe(self.provider, self.manifest.precision, self.memory_bytes)
 

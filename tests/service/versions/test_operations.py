@@ -50,11 +50,11 @@ class Operator:
             self.broken.add(number)
             (staging / "model.onnx").write_bytes(b"broken")
         staging.rename(self.root / "model" / str(number))
-        await self.reconciler.look()
+        await self.reconciler.scan()
 
     async def touch(self):
         (self.root / "model" / "model.toml").touch()  # every version is loaded again
-        await self.reconciler.look()
+        await self.reconciler.scan()
 
     async def load(self):
         await self.operations.load("model", self.some())
@@ -80,9 +80,9 @@ class Operator:
             "model", self.draw.choice(["stable", "next"]), self.draw.choice([None, self.some()])
         )
 
-    async def try_out(self):
+    async def set_shares(self):
         canary, shadow = self.draw.choices([0, 0, 5, 30], k=2)
-        await self.operations.try_out("model", self.some(), canary=canary, shadow=shadow)
+        await self.operations.set_shares("model", self.some(), canary=canary, shadow=shadow)
 
     async def pin(self):
         await self.operations.pin("model")
@@ -90,7 +90,7 @@ class Operator:
     async def unpin(self):
         await self.operations.unpin("model")
 
-    changes = (drop, touch, load, unload, cancel, activate, roll_back, delete, label, try_out, pin, unpin)
+    changes = (drop, touch, load, unload, cancel, activate, roll_back, delete, label, set_shares, pin, unpin)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])

@@ -172,7 +172,7 @@ async def test_a_version_whose_files_change_is_loaded_again(reconciler, registry
 
 async def test_a_copy_under_way_is_left_for_the_next_time(reconciler, registry, root):
     publish_numbers(root / "model")
-    await reconciler.look(settled_seconds=3600)
+    await reconciler.scan(settled_seconds=3600)
     assert registry.model("model").records == {}
     with pytest.raises(ModelNotReady):
         registry.servable("model")
@@ -195,10 +195,10 @@ async def test_a_model_that_was_removed_is_unknown_and_its_last_caller_answered(
 
 async def gone(reconciler):
     """Waits until nothing drains any more."""
-    await asyncio.to_thread(until, lambda: not reconciler._retirements)
+    await asyncio.to_thread(until, lambda: not reconciler._transitions._drains)
 
 
-async def test_looking_again_while_a_version_drains_disturbs_nothing(reconciler, registry, root):
+async def test_scanning_again_while_a_version_drains_disturbs_nothing(reconciler, registry, root):
     publish_numbers(root / "model", 1)
     await reconciler.refresh()
     shutil.copytree(root / "model" / "1", root / "model" / "2")
@@ -314,10 +314,10 @@ async def test_a_version_that_is_being_loaded_again_answers_until_its_successor_
     monkeypatch.setattr(Loader, "load", load)
     toml = root / "model" / "model.toml"
     toml.write_text(toml.read_text() + "min_agreement = 0.5\n")
-    await reconciler.look()
+    await reconciler.scan()
     await begun.wait()
     shutil.copytree(root / "model" / "1", root / "model" / "2")
-    await reconciler.look()  # version 1 need not be loaded again: it is cancelled
+    await reconciler.scan()  # version 1 need not be loaded again: it is cancelled
     assert await ask(registry) == (1, "second")
     while registry.model("model").live.version == 1:
         assert await ask(registry) == (1, "second")
@@ -349,13 +349,13 @@ async def test_nothing_is_opened_beside_what_a_cancelled_load_still_does(reconci
     if tune:
         toml = root / "model" / "model.toml"
         toml.write_text(toml.read_text() + "tune = true\n")
-    await reconciler.look()
+    await reconciler.scan()
     await asyncio.to_thread(begun.wait, 30)
     publish_numbers(root / "other")
-    await reconciler.look()
+    await reconciler.scan()
     record = registry.model("model").records[1]
     for _ in range(2):
-        reconciler.cancel(record)
+        record.cancel()
         await asyncio.sleep(0)
     cancelled.set()
     await record.loaded()
@@ -425,7 +425,7 @@ async def test_nobody_is_ready_before_what_lay_there_at_the_start_has_been_tried
         return await really(self, version, *arguments, **options)
 
     monkeypatch.setattr(Loader, "load", load)
-    await reconciler.look()
+    await reconciler.scan()
     await registry.model("model").records[1].loaded()
     assert registry.unready().keys() == {"slow"}
     go.set()
@@ -433,7 +433,7 @@ async def test_nobody_is_ready_before_what_lay_there_at_the_start_has_been_tried
     # From now on it answers, whatever is loaded of it.
     go.clear()
     shutil.copytree(root / "slow" / "1", root / "slow" / "2")
-    await reconciler.look()
+    await reconciler.scan()
     assert registry.unready() == {}
     go.set()
 
@@ -454,7 +454,7 @@ async def test_a_broken_model_that_is_loaded_anew_does_not_make_the_server_unrea
     monkeypatch.setattr(Loader, "load", load)
     publish_broken(root / "other")
     (root / "broken" / "model.toml").touch()
-    await reconciler.look()
+    await reconciler.scan()
     await begun.wait()
     assert registry.unready() == {}
     assert states(registry, "other") == {1: "LOADING"}
@@ -486,7 +486,7 @@ async def test_what_befalls_one_model_costs_that_model_alone(reconciler, registr
     monkeypatch.setattr(Repository, "inventory", inventory)
     await reconciler.refresh()
     assert await ask(registry) == (1, "second")
-    assert "its log has it" in registry.model("a_first").why_unready
+    assert "internal error" in registry.model("a_first").why_unready
 
 
 async def test_a_published_version_that_never_ends_leaves_the_live_one_and_holds_nobody_up(reconciler, registry, root):
@@ -495,16 +495,16 @@ async def test_a_published_version_that_never_ends_leaves_the_live_one_and_holds
     (root / "model" / "2").mkdir()
     for path in publish(root / "endless", SPEC, endless()).iterdir():
         path.rename(root / "model" / "2" / path.name)
-    await reconciler.look()
+    await reconciler.scan()
     record = registry.model("model").records[2]
     await asyncio.to_thread(until, lambda: record.reason == "checking: run")
     publish_softmax(root / "other", labels=("one", "that", "nobody checked"))
-    await reconciler.look()
+    await reconciler.scan()
     await registry.model("other").records[1].loaded()
     assert states(registry, "other") == {1: "READY"}
     assert await ask(registry) == (1, "second")
     assert (states(registry), record.reason) == ({1: "READY", 2: "LOADING"}, "checking: run")
-    reconciler.cancel(record)
+    record.cancel()
     await record.loaded()
     assert not converting()
 
@@ -520,7 +520,7 @@ async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, ro
             (root / name / str(version) / "weights.pth").write_bytes(torch_bytes(note + b" %d" % version))
         (root / name / "model.toml").write_text('architecture = "mlp_iris"\nnum_classes = 4\nversions = "all"\n')
     async with reconciling(registry, repository=root, cache=cache) as reconciler:
-        await reconciler.look()
+        await reconciler.scan()
         endless = registry.model("a_endless").records
         await asyncio.to_thread(until, lambda: len(converting()) > 1)
         for name in ("b", "c"):
