@@ -22,9 +22,9 @@ from service.host.threads import to_its_end
 from service.images.decode_pool import DecodePool
 from service.inference.batcher import Batcher
 from service.inference.engine import CPU, CUDA, TENSORRT, Engine, plan
+from service.inference.fair_semaphore import FairSemaphore
 from service.inference.servable import Servable
 from service.inference.tuning import tuned
-from service.inference.turns import Turns
 from service.lifecycle import Lifecycle
 from service.repository.repository import Version, read_published
 from service.settings import Settings
@@ -54,7 +54,7 @@ class Loader:
         # time, and the memory of each could no longer be measured.
         self._conversions = Places(settings.conversion_memory_bytes)
         self._opening = asyncio.Lock()
-        self._turns = Turns(max(2, usable_cores()))
+        self._semaphore = FairSemaphore(max(2, usable_cores()))
 
     async def load(self, version: Version, show_step: OnStep, beside: Servable | None = None) -> Servable:
         """Returns a servable that is warm and started; the caller closes it. Raises ServiceError.
@@ -166,7 +166,7 @@ class Loader:
             max_queue_images=min(settings.max_queue_images, settings.max_queue_bytes // engine.example(1).nbytes),
             max_queue_delay_seconds=settings.max_queue_delay_seconds if delay is None else delay,
             instances=planned.instances,
-            turns=self._turns,
+            semaphore=self._semaphore,
             observer=observed,
             on_device_lost=self._lifecycle.lose_device,
         )
