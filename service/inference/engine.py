@@ -157,7 +157,7 @@ class Engine:
         return str(self._opened().get_providers()[0])
 
     def open(self, classes: int) -> None:
-        """Creates the session and runs a batch of every size to warm.
+        """Creates the session and warms it up: a model is ready only after a real inference.
 
         Raises EngineError if ONNX Runtime cannot open or run the model, if the model does not give `classes`
         probabilities, or if it fell back to the CPU and require_gpu is set. Raises DeviceLost if the GPU has failed.

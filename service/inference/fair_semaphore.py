@@ -17,7 +17,7 @@ class FairSemaphore:
         self._waiting: deque[threading.Event] = deque()
 
     def acquire(self) -> None:
-        """Blocks until it is this thread's turn and the semaphore is free."""
+        """Blocks until the threads that asked before have had the semaphore, and it is free."""
         with self._lock:
             if self._free:
                 self._free -= 1

@@ -37,7 +37,7 @@ _PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 _MEMORY_PER_BYTE = 3.0
 _MEMORY_AT_LEAST = 32 * MIB
 
-CHECKED_BATCHES = (1, 3)  # and the largest batch. An exported graph may accept a batch of 1 only
+CHECKED_BATCHES = (1, 3)  # and the largest: a graph may have been exported for a batch of 1 only
 
 
 class Loader:
@@ -88,7 +88,7 @@ class Loader:
             show_step(f"checking: {step}")
             log.info("checking", model=f"{version.model} version {version.number}", step=step)
 
-        # The child has no GPU: a GPU's largest batch would take too long there.
+        # The child has only the CPU, and does not run a GPU's largest batch.
         largest = {planned.buckets[-1]} if planned.provider == CPU else set()
         batches = sorted({*CHECKED_BATCHES, *largest})
         return await self._checker.check(version.model, directory, batches, on_step)

@@ -201,7 +201,7 @@ class Model:
     def unwanted(self) -> list[Record]:
         """The versions that answer and are no longer wanted; none until a wanted one can take over.
 
-        That is the pinned version if one is wanted, else any that is no canary or shadow, else any.
+        That is the pinned version if it is wanted, else any that is no canary or shadow, else any.
         """
         pinned = self.routing.live
         regular = {number for number in self.wanted if not self.routing.part(number).has_share}

@@ -83,7 +83,7 @@ class Operations:
         return record
 
     async def cancel(self, name: str, number: int) -> None:
-        """Cancels the load of a version that is running. Raises Conflict if none is."""
+        """Cancels the running load of a version. Raises Conflict if there is none."""
         record = self._registry.record(name, number)
         if record.loading is None:
             raise Conflict(f"{name} version {number} is not being loaded")
@@ -145,7 +145,7 @@ class Operations:
 
         def change(routing: Routing) -> Routing:
             labelled = routing.with_label(label, number)
-            # From now on the label keeps the version loaded: the `load` of before is restored.
+            # From now on the label keeps the version loaded, so that `load` gets its former value back.
             return labelled if number is None else labelled.with_part(number, load=before or None)
 
         async with self._changing:

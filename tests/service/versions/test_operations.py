@@ -1,4 +1,4 @@
-"""Whatever operators do, at once and in any order, somebody answers, and in the end the table is the repository's."""
+"""Random operations at the same time: a version always answers, and in the end the table matches the repository."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ REFUSALS = {"conflict", "load_failed", "model_not_found"}
 
 
 class Operator:
-    """Does at random what operators and people do with the model `model`."""
+    """Performs random operations on the model `model`, as operators and people with access to its files do."""
 
     def __init__(self, seed, reconciler, root, spare):  # noqa: F811
         self.draw = random.Random(seed)
@@ -72,7 +72,7 @@ class Operator:
         await self.operations.roll_back("model")
 
     async def delete(self):
-        if (number := self.some()) > 1:  # one sound version stays
+        if (number := self.some()) > 1:  # one valid version stays
             await self.operations.delete("model", number)
 
     async def label(self):
@@ -94,7 +94,7 @@ class Operator:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
-async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tmp_path, seed):  # noqa: F811
+async def test_a_version_answers_during_random_operations(reconciler, registry, root, tmp_path, seed):  # noqa: F811
     publish_numbers(root / "model", 1)
     await reconciler.refresh()
     operator = Operator(seed, reconciler, root, publish_numbers(tmp_path / "spare"))
@@ -114,6 +114,6 @@ async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tm
     await gone(reconciler)
     records = registry.model("model").records
     for number in Repository(root).wanted("model"):
-        if records[number].reason != "its load was cancelled":  # by an operator, who has to ask for it again
+        if records[number].reason != "its load was cancelled":  # by an operator, who would have to load it again
             assert (records[number].state == "READY") is (number not in operator.broken), records[number]
     assert registry.model("model").unwanted() == []
