@@ -146,7 +146,7 @@ class Reconciler:
         self._transitions.retire_unwanted(model)
 
     async def _inventory(self, model: Model) -> Inventory | None:
-        """What the repository asks of a model; None, with the problem shown, if it cannot be read."""
+        """The versions of a model that should be loaded, with its settings. Returns None, and shows the problem, if it cannot be read."""
         try:
             return await asyncio.to_thread(self._repository.inventory, model.name)
         except RepositoryError as error:
