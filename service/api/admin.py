@@ -195,7 +195,7 @@ async def try_version(
     ] = False,
 ) -> ModelBody:
     """Makes a version that is not live a canary, a shadow or both. With neither, it stops being one and is unloaded."""
-    await _operations(request).try_out(model, version, canary=canary, shadow=shadow)
+    await _operations(request).set_shares(model, version, canary=canary, shadow=shadow)
     return _model(request, model)
 
 

@@ -13,7 +13,7 @@ from service.inference.postprocess import Prediction
 from service.inference.servable import Outcome, Servable
 from service.repository.routing import Part
 from service.versions.golden import Report
-from service.versions.model import Model, Record, State
+from service.versions.model import Model, Record, VersionState
 
 
 class Body(BaseModel):
@@ -117,7 +117,7 @@ class VersionBody(Body):
     """A version: its state, and its details once it has been loaded."""
 
     version: int
-    state: State
+    state: VersionState
     reason: str
     since: float
     """When the state last changed, in seconds since 1970."""

@@ -1,1 +1,1 @@
-"""A loaded version at work: batches, engines, answers. Imports images and host."""
+"""Runs loaded versions: batching, engines, answers. Imports images and host."""

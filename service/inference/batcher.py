@@ -1,11 +1,12 @@
 """Groups concurrent items into one engine call.
 
-Callers live on the event loop. Items are prepared on any threads and join the queue from there; runner threads, one an
-instance, take what waits and call the engine; for each batch, one call goes back to the loop.
+Callers run on the event loop: they reserve slots in the queue, and wait for the answers. The thread that prepares an
+item, whichever it is, submits it into its slot. Runner threads, one for each engine instance, take batches from the
+queue and call the engine; the answers of a batch go back to the event loop in one call.
 
-An idle engine with a waiting item starts at once; while it runs, the queue fills. An engine that has just been busy
-waits a moment for those whom it has answered, and for items that are being prepared: a larger batch repays a small part
-of a call.
+An idle engine starts as soon as one item is waiting; while it runs, the queue fills. An engine that has just finished a
+call waits a moment for items that are being prepared, and for clients that send again as soon as they are answered: a
+larger batch is worth a small part of a call.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ import numpy as np
 import structlog
 
 from service.errors import DeadlinePassed, DeviceLost, InferenceFailed, ModelNotReady, QueueFull, ServiceError
-from service.inference.turns import Turns
+from service.inference.fair_semaphore import FairSemaphore
 from service.logs import REQUEST_ID
 
 Array = np.ndarray[Any, Any]
@@ -28,15 +29,15 @@ Run = Callable[[Array], Array]
 
 log = structlog.get_logger()
 
-# How long an engine that was busy waits for company, as a share of its last call and in seconds at most: for callers
-# who may come again as soon as they are answered, and for items that are known to be on their way.
-_RETURNING = 0.05, 0.002
-_COMING = 0.2, 0.05
-_LONG_SECONDS = 0.002  # after a shorter call, to sleep and be woken takes longer than there is to gain
+# How long an engine that has just finished a call waits for a larger batch: a share of that call, and at most so many
+# seconds. The first is for clients that send again once they are answered, the second for items that hold a slot.
+_WAIT_FOR_CLIENTS = 0.05, 0.002
+_WAIT_FOR_RESERVED = 0.2, 0.05
+_SHORT_CALL_SECONDS = 0.002  # after a shorter call there is no wait: to sleep and wake up would take longer
 
 
 class Answer(NamedTuple):
-    """What the engine said of one item, and how long it took."""
+    """The engine's result for one item, with the times that it took."""
 
     row: Array
     queue_seconds: float
@@ -44,32 +45,35 @@ class Answer(NamedTuple):
 
 
 class Observer(Protocol):
-    """Is told of every engine call, on the runner thread."""
+    """Is called after every engine call, on the runner thread."""
 
     def executed(self, images: int, queue_seconds: Sequence[float], inference_seconds: float) -> None:
-        """One call of the engine: how many items, how long each had waited, how long the call took."""
+        """Gets the number of items, how long each had waited in the queue, and how long the call took."""
 
 
 @dataclass(slots=True, eq=False)
-class Place:
-    """One item's way through the engine; its future is settled once, on the event loop."""
+class Slot:
+    """One item's slot in the queue. Its future is settled once, on the event loop."""
 
     deadline: float
     request_id: str
     result: asyncio.Future[Answer | ServiceError]
     value: Array | None = None
-    """None until it is prepared."""
-    entered: float = 0.0
-    """When it was prepared, or could not be."""
+    """The prepared item; None until it is submitted."""
+    submitted: float = 0.0
+    """When the item, or the reason why there is none, was submitted."""
 
     def settle(self, outcome: Answer | ServiceError) -> None:
-        """Answers the caller, unless the caller has gone."""
+        """Answers the caller, unless the caller no longer waits."""
         if not self.result.done():
             self.result.set_result(outcome)
 
 
 class Batcher:
-    """A bounded queue before one engine. Every method but `enter` and the runner's own is called on the event loop."""
+    """A bounded queue for one engine.
+
+    Any thread may call `submit`. The other public methods are called on the event loop.
+    """
 
     def __init__(
         self,
@@ -80,7 +84,7 @@ class Batcher:
         max_queue_images: int,
         max_queue_delay_seconds: float = 0.0,
         instances: int = 1,
-        turns: Turns | None = None,
+        semaphore: FairSemaphore | None = None,
         observer: Observer | None = None,
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
@@ -91,12 +95,12 @@ class Batcher:
         self._max_queue_delay_seconds = max_queue_delay_seconds
         self._observer = observer
         self._on_device_lost = on_device_lost
-        self._queue: deque[Place] = deque()
-        self._changed = threading.Condition()  # guards the queue, and what follows
-        self._coming = 0  # items that are expected and have not entered
+        self._queue: deque[Slot] = deque()
+        self._changed = threading.Condition()  # guards the queue and the next three
+        self._reserved = 0  # slots whose items have not been submitted
         self._closing = False
         self._last_call = 0.0, 0.0  # when it ended, and how long it took
-        self._turns = turns or Turns(instances)
+        self._semaphore = semaphore or FairSemaphore(instances)
         self._running_since: list[float | None] = [None] * instances
         self._runners = [
             threading.Thread(target=self._serve, args=(number,), name=f"runner-{name}-{number}", daemon=True)
@@ -104,13 +108,13 @@ class Batcher:
         ]
 
     def start(self) -> None:
-        """Starts the runner threads, which answer to the event loop that calls this."""
+        """Starts the runner threads. They send the answers to the event loop that calls this."""
         self._loop = asyncio.get_running_loop()
         for runner in self._runners:
             runner.start()
 
     async def close(self) -> None:
-        """Refuses new items, answers those that wait or are expected, then ends the runners."""
+        """Refuses new reservations, answers those that were made before, then ends the runners."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -119,85 +123,85 @@ class Batcher:
                 await asyncio.to_thread(runner.join)
 
     def depth(self) -> int:
-        """Items waiting, not yet in the engine."""
+        """The number of items that wait for the engine."""
         return len(self._queue)
 
     def stuck_seconds(self) -> float:
-        """How long the present engine call has been running; 0 between calls."""
+        """For how long the oldest running engine call has been running; 0 between calls."""
         now = time.monotonic()
         return max(0.0 if since is None else now - since for since in self._running_since)
 
-    def expect(self, count: int, deadline: float) -> list[Place]:
-        """Places for so many items, all or none. Each is to `enter` once, from whichever thread prepares its item.
+    def reserve(self, count: int, deadline: float) -> list[Slot]:
+        """Reserves slots for that many items, all or none. The caller must `submit` each slot exactly once.
 
-        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady.
+        `deadline` is a time of time.monotonic. Raises QueueFull, ModelNotReady.
         """
         request_id = REQUEST_ID.get()
-        places = [Place(deadline, request_id, self._loop.create_future()) for _ in range(count)]
+        slots = [Slot(deadline, request_id, self._loop.create_future()) for _ in range(count)]
         with self._changed:
             if self._closing:
                 raise ModelNotReady(f"{self._name} is being unloaded")
             if not self._has_room(count):
-                self._queue = deque(place for place in self._queue if not place.result.done())  # callers have gone
+                self._queue = deque(slot for slot in self._queue if not slot.result.done())  # drop those given up
                 if not self._has_room(count):
-                    raise QueueFull(f"{len(self._queue) + self._coming} images wait for {self._name} already")
-            self._coming += count
-        return places
+                    raise QueueFull(f"{len(self._queue) + self._reserved} images are waiting for {self._name} already")
+            self._reserved += count
+        return slots
 
     def _has_room(self, count: int) -> bool:
-        return len(self._queue) + self._coming + count <= self._max_queue_images
+        return len(self._queue) + self._reserved + count <= self._max_queue_images
 
-    def enter(self, *prepared: tuple[Place, Array | ServiceError | None]) -> None:
-        """Expected items join the queue together, or their callers are told why not; None where a caller has gone.
+    def submit(self, *prepared: tuple[Slot, Array | ServiceError | None]) -> None:
+        """Puts prepared items into the queue, all in one step. Any thread may call this.
 
-        Any thread may call this.
+        Instead of an item there may be the error with which the caller is answered, or None if nobody waits any more.
         """
         now = time.monotonic()
         with self._changed:
-            self._coming -= len(prepared)
-            for place, value in prepared:
-                place.entered = now
+            self._reserved -= len(prepared)
+            for slot, value in prepared:
+                slot.submitted = now
                 if isinstance(value, np.ndarray):
-                    place.value = value
-                    self._queue.append(place)
+                    slot.value = value
+                    self._queue.append(slot)
             self._changed.notify()
-        for place, value in prepared:
+        for slot, value in prepared:
             if isinstance(value, ServiceError):
-                self._to_loop(place.settle, value)
+                self._to_loop(slot.settle, value)
 
-    async def answers(self, places: Sequence[Place]) -> list[Answer | ServiceError]:
-        """An outcome for each of the expected items, in order.
+    async def wait(self, slots: Sequence[Slot]) -> list[Answer | ServiceError]:
+        """Waits for the outcomes of the slots, and returns them in order.
 
-        Raises DeadlinePassed. When the caller is cancelled, what still waits is never run.
+        Raises DeadlinePassed. After that, or when the caller is cancelled, items that still wait are never run.
         """
-        if not places:
+        if not slots:
             return []
         try:
-            async with asyncio.timeout(places[0].deadline - time.monotonic()):
-                return [await place.result for place in places]
+            async with asyncio.timeout(slots[0].deadline - time.monotonic()):
+                return [await slot.result for slot in slots]
         except TimeoutError:
             raise DeadlinePassed("the answer was not ready before the deadline") from None
         finally:
-            for place in places:
-                place.result.cancel()
+            for slot in slots:
+                slot.result.cancel()
 
-    # From here on: the runner threads.
+    # The following methods run on the runner threads.
 
     def _serve(self, runner: int) -> None:
-        while self._wait():
-            with self._turns.taken():  # while other models have theirs, the queue fills
+        while self._wait_until_due():
+            with self._semaphore:  # the batch is taken after the wait for other models: meanwhile the queue fills
                 with self._changed:
                     batch = self._pop_batch()
-                    if self._queue:  # for a runner that sleeps
+                    if self._queue:  # the rest is for another runner, which may be asleep
                         self._changed.notify()
                 if batch:
                     self._run_batch(runner, batch)
 
-    def _run_batch(self, runner: int, batch: list[Place]) -> None:
+    def _run_batch(self, runner: int, batch: list[Slot]) -> None:
         self._running_since[runner] = started = time.monotonic()
         try:
             outcomes = self._execute(batch, started)
-        except Exception:  # a mistake of ours: it costs this batch, and the runner goes on
+        except Exception:  # a bug of the server fails this batch; the runner goes on
             log.exception("a batch failed", model=self._name)
             outcomes = [InferenceFailed("the server made a mistake")] * len(batch)
         ended = time.monotonic()
@@ -207,56 +211,57 @@ class Batcher:
     def _to_loop(self, call: Callable[..., None], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(call, *arguments)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed: no caller waits any more
             log.debug("the event loop ended before an answer", model=self._name)
 
-    def _wait(self) -> bool:
-        """Blocks until something is to be run; false when the batcher is closed and its queue answered."""
+    def _wait_until_due(self) -> bool:
+        """Blocks until a batch should run. Returns False once the batcher is closed and every item is answered."""
         with self._changed:
             while not self._is_due():
-                if self._closing and not self._queue and not self._coming:
-                    self._changed.notify_all()  # the other runners, which sleep
+                if self._closing and not self._queue and not self._reserved:
+                    self._changed.notify_all()  # wakes the other runners, so that they end too
                     return False
-                self._changed.wait(self._patience())
+                self._changed.wait(self._seconds_until_due())
             return True
 
     def _is_due(self) -> bool:
-        """Whether somebody waits who need not wait for company any longer."""
+        """Whether items wait, and there is no reason to wait for more."""
         full = len(self._queue) >= self._max_batch_size
-        return bool(self._queue) and (full or self._closing or self._patience() == 0.0)
+        return bool(self._queue) and (full or self._closing or self._seconds_until_due() == 0.0)
 
-    def _patience(self) -> float | None:
-        """Seconds until there is no more reason to wait for company; None where nothing waits."""
+    def _seconds_until_due(self) -> float | None:
+        """For how long the waiting items should wait for more; None if no item waits."""
         if not self._queue:
             return None
-        until = self._queue[0].entered + self._max_queue_delay_seconds
+        until = self._queue[0].submitted + self._max_queue_delay_seconds
         ended, seconds = self._last_call
-        is_lone = len(self._runners) == 1  # of several, each takes what the others leave
-        if is_lone and seconds >= _LONG_SECONDS:
-            share, most = _COMING if self._coming else _RETURNING
+        is_only_runner = len(self._runners) == 1  # several runners share the items: each takes what is there
+        if is_only_runner and seconds >= _SHORT_CALL_SECONDS:
+            share, most = _WAIT_FOR_RESERVED if self._reserved else _WAIT_FOR_CLIENTS
             until = max(until, ended + min(share * seconds, most))
         return max(0.0, until - time.monotonic())
 
-    def _pop_batch(self) -> list[Place]:
-        """Up to max_batch_size items whose callers still wait.
+    def _pop_batch(self) -> list[Slot]:
+        """Takes up to max_batch_size items whose callers still wait.
 
-        None where another runner was faster. A lone one has waited, and then got its turn: now it runs.
+        With several runners, another one may have taken the batch: then nothing is taken. A single runner has waited
+        already, so that it takes what there is, even if more items are reserved by now.
         """
         now = time.monotonic()
-        batch: list[Place] = []
+        batch: list[Slot] = []
         if len(self._runners) > 1 and not self._is_due():
             return batch
         while self._queue and len(batch) < self._max_batch_size:
-            place = self._queue.popleft()
-            if not place.result.done() and place.deadline > now:
-                batch.append(place)
+            slot = self._queue.popleft()
+            if not slot.result.done() and slot.deadline > now:
+                batch.append(slot)
         return batch
 
-    def _execute(self, batch: Sequence[Place], started: float) -> Sequence[Answer | ServiceError]:
-        """An outcome for each item."""
+    def _execute(self, batch: Sequence[Slot], started: float) -> Sequence[Answer | ServiceError]:
+        """Runs a batch. Returns an answer or an error for each item."""
         rows = self._attempt(batch)
         seconds = time.monotonic() - started
-        waits = [started - place.entered for place in batch]
+        waits = [started - slot.submitted for slot in batch]
         if self._observer is not None:
             self._observer.executed(len(batch), waits, seconds)
         return [
@@ -264,19 +269,20 @@ class Batcher:
             for row, wait in zip(rows, waits, strict=True)
         ]
 
-    def _attempt(self, batch: Sequence[Place]) -> Sequence[Array | ServiceError]:
-        """A row or an error for each item. A failing batch is halved until what fails stands alone.
+    def _attempt(self, batch: Sequence[Slot]) -> Sequence[Array | ServiceError]:
+        """Calls the engine. Returns a row or an error for each item.
 
-        Halving also makes room where a GPU's memory was too small for the whole batch.
+        A batch that fails is run again in halves, until only the items that cause the error fail. Halving also helps
+        if the GPU's memory is too small for the whole batch.
         """
         try:
-            # One item is a batch as it is; of several, the copy is a hundredth of what decoding them took.
-            values = [place.value for place in batch if place.value is not None]
+            # A single item needs no copy. Copying several takes a hundredth of the time that decoding them took.
+            values = [slot.value for slot in batch if slot.value is not None]
             rows = self._run(np.stack(values) if len(values) > 1 else values[0][np.newaxis])
             if len(rows) != len(batch):
-                raise ValueError(f"{len(rows)} rows for {len(batch)} items")  # noqa: TRY301 - handled like the engine's
+                raise ValueError(f"{len(rows)} rows for {len(batch)} items")  # noqa: TRY301 - handled like an engine's error
             finite = np.asarray(np.isfinite(rows))
-            sound: Array = np.asarray(finite.reshape(len(rows), -1).all(axis=1))
+            valid: Array = np.asarray(finite.reshape(len(rows), -1).all(axis=1))
         except DeviceLost as error:
             log.exception("the device is lost", model=self._name)
             self._on_device_lost()
@@ -288,11 +294,11 @@ class Batcher:
             middle = len(batch) // 2
             return [*self._attempt(batch[:middle]), *self._attempt(batch[middle:])]
         return [
-            row if ok else InferenceFailed("the model gave a result that is not a number")
-            for row, ok in zip(rows, sound, strict=True)
+            row if ok else InferenceFailed("the model's result is not a finite number")
+            for row, ok in zip(rows, valid, strict=True)
         ]
 
 
-def _settle(batch: Sequence[Place], outcomes: Sequence[Answer | ServiceError]) -> None:
-    for place, outcome in zip(batch, outcomes, strict=True):
-        place.settle(outcome)
+def _settle(batch: Sequence[Slot], outcomes: Sequence[Answer | ServiceError]) -> None:
+    for slot, outcome in zip(batch, outcomes, strict=True):
+        slot.settle(outcome)

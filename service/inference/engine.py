@@ -1,4 +1,4 @@
-"""An ONNX Runtime session: providers, buckets, warm-up, run."""
+"""Runs one ONNX model in ONNX Runtime: providers, batch sizes, warm-up, calls."""
 
 import gc
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: since 1.29 the Linux wheels report home by default
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: since 1.29 the Linux wheels send telemetry by default
 import onnxruntime
 
 from models.artifact.artifact import Precision
@@ -27,35 +27,35 @@ _WANTED = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
 
 LARGEST_BATCH_ON_GPU = 32
 LARGEST_BATCH_ON_CPU = 16
-"""Of 32, each image takes 0.95 (AlexNet) or 1.00 (ResNet-50, EfficientNet-Lite0) times as long there, and what a batch
-needs is held for as long as the model is loaded."""
+"""A batch of 32 is hardly faster: per image it takes 0.95 (AlexNet) or 1.00 (ResNet-50, EfficientNet-Lite0) times as
+long as a batch of 16. It would need more memory for as long as the model is loaded."""
 
-# After these the process has no working CUDA context any more: illegal or misaligned address, launch failure, ECC, ...
+# After these errors the process has no working CUDA context: illegal or misaligned address, launch failure, ECC, ...
 _FATAL = re.compile(
     r"CUDA failure (46|214|700|702|709|71[0-9]|999)\b|CU(DNN|BLAS)_STATUS_(INTERNAL_ERROR|EXECUTION_FAILED)"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a session would be made on a given host: plain data, to be read back."""
+class EnginePlan:
+    """The settings of a session on a given host."""
 
     providers: tuple[tuple[str, Mapping[str, str]], ...]
     """In order of preference, each with its options."""
     intra_op_threads: int
     buckets: tuple[int, ...]
-    """Batch sizes to warm, ascending; the last is the largest batch."""
+    """The batch sizes to warm, ascending; the last is the largest batch."""
     pads: bool
-    """Whether a batch is filled up to a bucket: on a GPU every new size costs a search or a build."""
+    """Whether a batch is filled up to the next bucket. On a GPU, every new batch size costs a search or a build."""
     require_gpu: bool
     optimization: Level = "all"
-    """ONNX Runtime's level; `all` changes the layout of convolutions, which some networks are slower for."""
+    """ONNX Runtime's level. `all` changes the layout of convolutions, which makes some networks slower."""
     instances: int = 1
     """Threads that call the engine at once; they share the session and its weights."""
 
     @property
     def provider(self) -> str:
-        """The provider that is meant to run the model."""
+        """The preferred provider."""
         return self.providers[0][0]
 
 
@@ -69,21 +69,21 @@ def plan(
     fingerprint: str = "",
     item_shape: Sequence[int] = (),
     available: Sequence[str] | None = None,
-) -> Plan:
-    """Chooses providers and options for a host with these GPUs and cores.
+) -> EnginePlan:
+    """Chooses the providers and their options for a host with these GPUs and cores.
 
-    `item_shape` is one item's, without the batch; `available` are the providers that this ONNX Runtime was built with.
-    Raises EngineError where the settings ask for a GPU and there is none.
+    `item_shape` is the shape of one item, without the batch. `available` are the providers of this build of ONNX
+    Runtime. Raises EngineError if the settings require a GPU and there is none.
     """
     available = onnxruntime.get_available_providers() if available is None else available
     wanted = settings.provider if settings.provider != "auto" else ("cuda" if gpus else "cpu")
     missing = [name for name in _WANTED[wanted] if name not in available]
     on_gpu = wanted != "cpu" and not missing and settings.device_id < len(gpus)
     if settings.require_gpu and not on_gpu:
-        reason = f"ONNX Runtime lacks {', '.join(missing)}" if missing else f"the driver shows {len(gpus)} GPUs"
+        reason = f"ONNX Runtime lacks {', '.join(missing)}" if missing else f"the driver reports {len(gpus)} GPUs"
         raise EngineError(
-            f"require_gpu is set, and a model would run on the CPU: provider is {wanted}, {reason}",
-            cure="start the container with --gpus all, or install the driver; or unset MENAGERIE_REQUIRE_GPU",
+            f"require_gpu is set, but the model would run on the CPU: provider is {wanted}, {reason}",
+            cure="start the container with --gpus all, install the driver, or unset MENAGERIE_REQUIRE_GPU",
         )
     names = _WANTED[wanted] if on_gpu else [CPU]
     default = LARGEST_BATCH_ON_GPU if on_gpu else LARGEST_BATCH_ON_CPU
@@ -92,7 +92,7 @@ def plan(
     if on_gpu:
         options[CUDA] = _cuda_options(settings, precision)
         options[TENSORRT] = _tensorrt_options(settings, fingerprint, gpus[settings.device_id], item_shape, buckets)
-    return Plan(
+    return EnginePlan(
         providers=tuple((name, options[name]) for name in names),
         intra_op_threads=1 if on_gpu else settings.intra_op_threads or cores,
         buckets=buckets,
@@ -102,7 +102,7 @@ def plan(
 
 
 def _buckets(largest: int) -> tuple[int, ...]:
-    """Powers of two up to the largest batch, and that one itself."""
+    """The powers of two below the largest batch, and the largest batch."""
     powers = [1 << exponent for exponent in range(largest.bit_length())]
     return tuple(sorted({size for size in powers if size < largest} | {largest}))
 
@@ -120,7 +120,7 @@ def _cuda_options(settings: Settings, precision: str) -> dict[str, str]:
 def _tensorrt_options(
     settings: Settings, fingerprint: str, gpu: str, item_shape: Sequence[int], buckets: tuple[int, ...]
 ) -> dict[str, str]:
-    """An engine file fits one model, ONNX Runtime, TensorRT and GPU: each has its directory."""
+    """Options of TensorRT, with a cache directory for each model, GPU and release of ONNX Runtime and TensorRT."""
     try:
         tensorrt = metadata.version("tensorrt-cu13")
     except metadata.PackageNotFoundError:
@@ -143,9 +143,9 @@ def _tensorrt_options(
 
 
 class Engine:
-    """Runs batches of one ONNX model. Any threads may call `run`; no call may outlive `close`."""
+    """Runs batches of one ONNX model. Any thread may call `run`; every call must have ended before `close`."""
 
-    def __init__(self, content: bytes, plan: Plan) -> None:
+    def __init__(self, content: bytes, plan: EnginePlan) -> None:
         self.plan = plan
         self._content: bytes | None = content
         self._session: onnxruntime.InferenceSession | None = None
@@ -153,25 +153,25 @@ class Engine:
 
     @property
     def provider(self) -> str:
-        """The provider that really runs the model."""
+        """The provider that runs the model."""
         return str(self._opened().get_providers()[0])
 
     def open(self, classes: int) -> None:
-        """Makes the session and runs every bucket once: only after a real inference is a model ready.
+        """Creates the session and warms it up: a model is ready only after a real inference.
 
-        Raises EngineError where ONNX Runtime refuses the model, where it gives other than `classes` probabilities, or
-        where it fell to the CPU though require_gpu is set; DeviceLost where the GPU failed for good.
+        Raises EngineError if ONNX Runtime cannot open or run the model, if the model does not give `classes`
+        probabilities, or if it fell back to the CPU and require_gpu is set. Raises DeviceLost if the GPU has failed.
         """
         try:
             self._session = self._create()
             self._input = self._session.get_inputs()[0].name
             if self.plan.require_gpu and self.provider == CPU:
-                raise EngineError(  # noqa: TRY301 - it too closes the session
-                    f"{self.plan.provider} did not start and the model fell back to the CPU, though require_gpu is set",
-                    cure="the log has ONNX Runtime's reason; most often CUDA 13 or cuDNN 9 is not installed",
+                raise EngineError(  # noqa: TRY301 - the session is closed for this error too
+                    f"{self.plan.provider} did not start: the model fell back to the CPU, and require_gpu is set",
+                    cure="see ONNX Runtime's reason in the log; most often CUDA 13 or cuDNN 9 is not installed",
                 )
             self._warm(classes)
-            trim_malloc()  # of what the optimizer made on its way, nothing is needed
+            trim_malloc()  # the optimizer's memory is no longer needed
         except BaseException:
             self.close()
             raise
@@ -183,20 +183,20 @@ class Engine:
                 if name == TENSORRT:
                     Path(settings["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
             if self.plan.provider != CPU:
-                onnxruntime.preload_dlls()  # CUDA and cuDNN from site-packages, where no system-wide ones are
+                onnxruntime.preload_dlls()  # CUDA and cuDNN from site-packages, if the system has none
             session = onnxruntime.InferenceSession(
                 self._content,
                 sess_options=options,
                 providers=list(self.plan.providers),
-                enable_fallback=0,  # else a failing run would quietly begin anew on the CPU
+                enable_fallback=0,  # else a run that fails would be repeated on the CPU without an error
             )
-        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+        except Exception as error:  # ONNX Runtime's errors have no other common base class
             raise EngineError("ONNX Runtime cannot open the model") from error
-        self._content = session._model_bytes = None  # noqa: SLF001 - the session has parsed it, and keeps a copy
+        self._content = session._model_bytes = None  # noqa: SLF001 - it has been parsed
         return session
 
     def example(self, size: int) -> Array:
-        """A batch of that many items, all zeros."""
+        """A batch of zeros with that many items."""
         source = self._opened().get_inputs()[0]
         return np.zeros((size, *source.shape[1:]), np.uint8 if source.type == "tensor(uint8)" else np.float32)
 
@@ -210,10 +210,13 @@ class Engine:
             except Exception as error:
                 raise EngineError(f"the model does not run at batch {size}") from error
             if found != (size, classes):
-                raise EngineError(f"the model gives {found} for {size} items of {classes} classes")
+                raise EngineError(f"for {size} items of {classes} classes the model's output has the shape {found}")
 
     def run(self, batch: Array) -> Array:
-        """Probabilities [N, classes] of a batch [N, ...], N at most the largest bucket. Raises DeviceLost."""
+        """Returns the probabilities [N, classes] of a batch [N, ...]. Raises DeviceLost.
+
+        N is at most the largest bucket.
+        """
         count = len(batch)
         if self.plan.pads:
             bucket = next(size for size in self.plan.buckets if size >= count)
@@ -223,12 +226,12 @@ class Engine:
             rows: Array = session.run(["probabilities"], {self._input: batch})[0]
         except Exception as error:
             if _FATAL.search(str(error)):
-                raise DeviceLost("the GPU failed in a way that only a new process repairs") from error
+                raise DeviceLost("the GPU has failed, and only a new process can use it again") from error
             raise
         return rows[:count]
 
     def close(self) -> None:
-        """Gives the session's memory back to the system."""
+        """Frees the session's memory."""
         self._session = None
         gc.collect()
         trim_malloc()

@@ -1,4 +1,4 @@
-"""Probabilities -> the best labels."""
+"""Turns probabilities into the best labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Prediction:
 
 
 def top_classes(probabilities: np.ndarray[Any, Any], labels: Sequence[str], top_k: int) -> list[Prediction]:
-    """The `top_k` most probable classes of one item, [classes], best first; equals in class order."""
+    """The `top_k` most probable classes of one item, best first. Equal ones are in class order."""
     count = min(top_k, len(probabilities))
-    # To sort 20,000 classes would hold up the event loop for 1.4 ms.
+    # Sorting 20,000 classes would block the event loop for 1.4 ms: only the best are sorted.
     least = np.partition(probabilities, -count)[-count]
     above, equal = np.flatnonzero(probabilities > least), np.flatnonzero(probabilities == least)
     order = np.concatenate([above[(-probabilities[above]).argsort(kind="stable")], equal[: count - len(above)]])

@@ -1,4 +1,4 @@
-"""One version, loaded and warm: preprocess, batch, postprocess."""
+"""A loaded version of a model: it preprocesses, batches and postprocesses requests."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from models.artifact.manifest import Manifest
 from models.inputs import ImageInput
 from service.errors import InvalidInput, ServiceError
 from service.images.decode_pool import Decoded, DecodeJob, DecodePool
-from service.inference.batcher import Answer, Batcher, Place
+from service.inference.batcher import Answer, Batcher, Slot
 from service.inference.engine import Engine
 from service.inference.postprocess import Prediction, top_classes
 from service.inference.tuning import Tuning
@@ -26,7 +26,7 @@ Item = bytes | Array
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answer to a request: for each of its items the best classes, or why there are none."""
+    """The answer to a request: for each item the best classes, or its error."""
 
     results: list[list[Prediction] | ServiceError]
     decode_seconds: float
@@ -35,13 +35,13 @@ class Outcome:
 
     @property
     def worst_code(self) -> str:
-        """`ok` where at least one item was answered, else the first item's error."""
+        """`ok` if at least one item was answered, else the code of the first item's error."""
         errors = [result.code for result in self.results if isinstance(result, ServiceError)]
         return errors[0] if len(errors) == len(self.results) else "ok"
 
 
 class Servable:
-    """Answers for one version. Lives on the event loop; whoever uses it holds a lease."""
+    """Answers the requests for one version. It is used on the event loop alone, by callers that hold a lease."""
 
     def __init__(
         self,
@@ -67,18 +67,18 @@ class Servable:
         self.plan = engine.plan
         self.tuning = tuning
         self.memory_bytes = memory_bytes
-        """By how much the process grew as it was opened, requests of that time included."""
+        """By how many bytes the process grew while the version was opened; concurrent requests count too."""
         self._inflight = 0
         self._leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
 
     def start(self) -> None:
-        """Takes work from now on."""
+        """Starts to take requests."""
         self.batcher.start()
 
-    def announce(self) -> None:
-        """Is what the metrics of its version tell of from now on."""
+    def show_metrics(self) -> None:
+        """Makes the gauges of the version show this servable from now on."""
         self.metrics.watch(self.batcher.depth, lambda: self._inflight)
         self.metrics.describe(self.provider, self.manifest.precision, self.memory_bytes)
 
@@ -95,40 +95,40 @@ class Servable:
                 self._unused.set()
 
     async def close(self) -> None:
-        """Waits for the leases, then gives everything back."""
+        """Waits until no lease is held, then frees the engine."""
         await self._unused.wait()
         await self.batcher.close()
         await asyncio.to_thread(self._engine.close)
 
     async def predict(self, items: Sequence[Item | ServiceError], top_k: int, deadline: float) -> Outcome:
-        """The best `top_k` classes of each item, in order; an item that cannot be used fails alone.
+        """Returns the best `top_k` classes of each item, or the item's own error, in order.
 
-        An item that is an error already, from reading the request, keeps its place in the answer.
-        `deadline` is on the clock of time.monotonic. Raises QueueFull, ModelNotReady, DeviceLost, ShuttingDown and
-        DeadlinePassed, which befall the request as a whole.
+        An item that is an error already, from reading the request, is returned as it is. `deadline` is a time of
+        time.monotonic. Raises QueueFull, ModelNotReady, DeviceLost, ShuttingDown or DeadlinePassed if the request
+        fails as a whole.
         """
         started = time.monotonic()
         checked = [self._checked(item) for item in items]
         usable = [item for item in checked if not isinstance(item, ServiceError)]
-        places = self.batcher.expect(len(usable), deadline)
+        slots = self.batcher.reserve(len(usable), deadline)
         self._inflight += len(items)
         jobs: Sequence[DecodeJob] = ()
         try:
-            jobs = self._prepare(usable, places)
-            answers = await self.batcher.answers(places)
+            jobs = self._prepare(usable, slots)
+            answers = await self.batcher.wait(slots)
         finally:
             self._inflight -= len(items)
             for job in jobs:
                 self._decoders.drop(job)
         for answer in answers:
             if isinstance(answer, ServiceError) and answer.retry_after_seconds is not None:
-                raise answer  # it befell the engine, not the item: the whole request may come again
+                raise answer  # the engine failed, not the item: the client may send the whole request again
         remaining = iter(answers)
         outcomes = [item if isinstance(item, ServiceError) else next(remaining) for item in checked]
         answered = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         return Outcome(
             results=[self._postprocess(outcome, top_k) for outcome in outcomes],
-            decode_seconds=max((place.entered - started for place in places), default=0.0),
+            decode_seconds=max((slot.submitted - started for slot in slots), default=0.0),
             queue_seconds=max((answer.queue_seconds for answer in answered), default=0.0),
             inference_seconds=max((answer.inference_seconds for answer in answered), default=0.0),
         )
@@ -139,40 +139,40 @@ class Servable:
         )
 
     def _checked(self, item: Item | ServiceError) -> Item | ServiceError:
-        """The item, or why it cannot be used, as far as that is known before it is decoded."""
+        """The item, or the error that can be found without decoding it."""
         spec = self.manifest.spec.input
         if isinstance(item, ServiceError):
             return item
         if isinstance(spec, ImageInput):
             return item if isinstance(item, bytes) else InvalidInput(f"{self.name} takes images, not numbers")
         if isinstance(item, bytes):
-            return InvalidInput("the model takes numbers, not an image", cure='send JSON: {"instances": [[5.1, 3.5]]}')
+            return InvalidInput("the model takes numbers, not images", cure='send JSON: {"instances": [[5.1, 3.5]]}')
         if item.shape != spec.shape:
             shapes = f"{list(item.shape)}, and the model takes {list(spec.shape)}"
             return InvalidInput(f"an instance has the shape {shapes}")
         return item
 
-    def _prepare(self, items: Sequence[Item], places: Sequence[Place]) -> Sequence[DecodeJob]:
-        """Numbers join the queue at once, images when they are decoded. Raises QueueFull, ShuttingDown."""
-        spec, pairs = self.manifest.spec.input, list(zip(places, items, strict=True))
+    def _prepare(self, items: Sequence[Item], slots: Sequence[Slot]) -> Sequence[DecodeJob]:
+        """Submits numbers at once, and images once they are decoded. Raises QueueFull, ShuttingDown."""
+        spec, pairs = self.manifest.spec.input, list(zip(slots, items, strict=True))
         if not isinstance(spec, ImageInput):
-            self.batcher.enter(*((place, item) for place, item in pairs if not isinstance(item, bytes)))
+            self.batcher.submit(*((slot, item) for slot, item in pairs if not isinstance(item, bytes)))
             return []
-        jobs = [DecodeJob(item, spec, self._joining(place)) for place, item in pairs if isinstance(item, bytes)]
+        jobs = [DecodeJob(item, spec, self._on_decoded(slot)) for slot, item in pairs if isinstance(item, bytes)]
         try:
             self._decoders.put(jobs)
         except ServiceError:
-            self.batcher.enter(*((place, None) for place in places))
+            self.batcher.submit(*((slot, None) for slot in slots))
             raise
         return jobs
 
-    def _joining(self, place: Place) -> Decoded:
-        """What an image's pixels do: they join the queue."""
+    def _on_decoded(self, slot: Slot) -> Decoded:
+        """The callback that submits an image's pixels."""
         started = time.monotonic()
 
-        def join(outcome: Array | ServiceError | None) -> None:
+        def submit(outcome: Array | ServiceError | None) -> None:
             if outcome is not None:
                 self.metrics.decode_seconds.observe(time.monotonic() - started)
-            self.batcher.enter((place, outcome))
+            self.batcher.submit((slot, outcome))
 
-        return join
+        return submit

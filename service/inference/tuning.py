@@ -1,4 +1,4 @@
-"""The best engine settings for a model on this machine, found by a short measurement and kept."""
+"""Measures which engine settings are best for a model on this machine, and caches the result."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from models.artifact.staging import write_file
 from models.inputs import Frozen
 from service.host.machine import processor
-from service.inference.engine import CPU, Engine, Plan
+from service.inference.engine import CPU, Engine, EnginePlan
 
 log = structlog.get_logger()
 
@@ -28,23 +28,23 @@ MEASURED_BATCH = 8
 MEASURED_SECONDS = 0.4
 ROUNDS = 2
 ENOUGH = 0.97
-"""A batch is large enough that gives this share of the best throughput: a larger one only makes its items wait."""
+"""The smallest batch with this share of the best throughput is taken: in a larger one, items only wait longer."""
 WORTH_INSTANCES = 1.1
-"""So many times as fast must more instances be, of fewer threads each: a lone request is slower with them."""
+"""More instances of fewer threads slow down a single request: they are taken if they are this many times as fast."""
 
 
 class Tuning(Frozen):
-    """What was found, and what was measured for it."""
+    """The best settings, and the measurements that they come from."""
 
     optimization: Literal["all", "extended"]
     intra_op_threads: int
     instances: int
     max_batch_size: int
     images_per_second: Mapping[str, float]
-    """Of each candidate, by its settings."""
+    """The throughput of each candidate, by its settings."""
 
-    def applied(self, plan: Plan) -> Plan:
-        """The plan with these settings."""
+    def applied(self, plan: EnginePlan) -> EnginePlan:
+        """The plan, changed to these settings."""
         return replace(
             plan,
             optimization=self.optimization,
@@ -54,8 +54,8 @@ class Tuning(Frozen):
         )
 
 
-def tuned(content: bytes, plan: Plan, classes: int, cores: int, directory: Path) -> Tuning:
-    """What was found on this machine before, or is found now, in some seconds. Raises what `Engine.open` raises."""
+def tuned(content: bytes, plan: EnginePlan, classes: int, cores: int, directory: Path) -> Tuning:
+    """The best settings: from the cache, or measured now, which takes some seconds. Raises as `Engine.open` does."""
     path = directory / f"{_key(content, plan, cores)}.json"
     try:
         return Tuning.model_validate_json(path.read_bytes())
@@ -64,18 +64,18 @@ def tuned(content: bytes, plan: Plan, classes: int, cores: int, directory: Path)
     try:
         write_file(path, found.model_dump_json(indent=2).encode())
     except OSError as error:
-        log.warning("the tuning is not kept", reason=error.strerror, cure="make MENAGERIE_CACHE writable")
+        log.warning("the tuning could not be cached", reason=error.strerror, cure="make MENAGERIE_CACHE writable")
     return found
 
 
-def _key(content: bytes, plan: Plan, cores: int) -> str:
-    """The same model under the same plan on the same kind of machine."""
+def _key(content: bytes, plan: EnginePlan, cores: int) -> str:
+    """The name in the cache. It is the same for the same model, plan, kind of machine and release of ONNX Runtime."""
     described = [onnxruntime.__version__, processor(), cores, plan.provider, plan.buckets]
     return hashlib.sha256(hashlib.sha256(content).digest() + json.dumps(described).encode()).hexdigest()
 
 
-def candidates(plan: Plan, cores: int) -> Sequence[Plan]:
-    """Plans to compare, the default first: on a GPU that alone, as neither threads nor level decide there."""
+def candidates(plan: EnginePlan, cores: int) -> Sequence[EnginePlan]:
+    """The plans to compare, the default first. On a GPU it is the only one: the others would be no faster."""
     if plan.provider != CPU:
         return [plan]
     levels: tuple[Literal["all", "extended"], ...] = ("all", "extended")
@@ -86,7 +86,7 @@ def candidates(plan: Plan, cores: int) -> Sequence[Plan]:
     ]
 
 
-def _measure(content: bytes, plan: Plan, classes: int, cores: int) -> Tuning:
+def _measure(content: bytes, plan: EnginePlan, classes: int, cores: int) -> Tuning:
     measured: dict[str, float] = {}
     best, fastest = plan, 0.0
     batch = min(MEASURED_BATCH, plan.buckets[-1])
@@ -116,12 +116,12 @@ def _measure(content: bytes, plan: Plan, classes: int, cores: int) -> Tuning:
     )
 
 
-def _named(plan: Plan, batch: int) -> str:
+def _named(plan: EnginePlan, batch: int) -> str:
     return f"{plan.optimization}, {plan.instances} x {plan.intra_op_threads} threads, batch {batch}"
 
 
 def throughput(engine: Engine, batch: int) -> float:
-    """Images a second, by as many threads as the engine has instances; the best of some rounds."""
+    """Images per second, with a thread for each instance of the engine; the best of a few rounds."""
     items = engine.example(batch)
 
     def work() -> tuple[int, float]:

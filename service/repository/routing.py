@@ -35,8 +35,8 @@ class Part(Frozen):
     """Of a hundred such requests, how many it is shown as well; its answers are compared, and sent to nobody."""
 
     @property
-    def is_trial(self) -> bool:
-        """Whether it is being tried: then it goes live only when it is told to."""
+    def has_share(self) -> bool:
+        """Whether it is a canary or a shadow: such a version goes live only when it is activated."""
         return self.canary > 0 or self.shadow > 0
 
 
@@ -47,7 +47,7 @@ class Routing(Frozen):
     """routing.toml. The admin API writes it, and a person may; without it the highest version is live."""
 
     live: VersionNumber | None = None
-    """Who answers a request that names no version. Default: the highest that is ready and not on trial."""
+    """Who answers a request that names no version. Default: the highest that is ready and no canary or shadow."""
     previous: VersionNumber | None = None
     """Who was live before: what a rollback makes live again."""
     labels: Mapping[Label, VersionNumber] = Field(default_factory=dict)
@@ -76,19 +76,22 @@ class Routing(Frozen):
         """
         parts = {number: self.part(number) for number in present}
         if versions == "latest":
-            candidates = [number for number, part in parts.items() if part.load is not False and not part.is_trial]
+            candidates = [number for number, part in parts.items() if part.load is not False and not part.has_share]
             asked = {max(candidates, default=max(present))}
         else:
             asked = set(present if versions == "all" else versions)
         if self.live in parts:
             asked = {self.live} if versions == "latest" else asked | {self.live}
-        asked |= {number for number, part in parts.items() if part.load or part.is_trial} | set(self.labels.values())
+        asked |= {number for number, part in parts.items() if part.load or part.has_share} | set(self.labels.values())
         return {
             number for number in asked if number in parts and (number == self.live or parts[number].load is not False)
         }
 
     def with_live(self, version: int | None, instead_of: int | None) -> Self:
-        """`version` is live, and no longer on trial (None: the highest is); who was live can be rolled back to."""
+        """`version` is live, and no longer a canary or shadow. With None, the highest version is live.
+
+        `instead_of` is the version that was live: a rollback makes it live again.
+        """
         previous = self.previous if instead_of in {None, version} else instead_of
         changed = self._changed(live=version, previous=previous)
         return changed if version is None else changed.with_part(version, load=None, canary=0.0, shadow=0.0)

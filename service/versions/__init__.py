@@ -1,1 +1,1 @@
-"""Which version of each model is live, and how another takes its place. Imports inference, conversion, repository."""
+"""Versions of models: which is live, and how another replaces it. Imports inference, conversion, repository."""

@@ -1,4 +1,4 @@
-"""Golden inputs: what every version is asked before it goes live, and how its labels agree with the live one's."""
+"""Golden inputs: every version answers them before it is served, and its labels are compared with the live one's."""
 
 import hashlib
 import time
@@ -9,17 +9,17 @@ from pathlib import Path
 from models.artifact.artifact import NUMBERS_FILE, SAMPLES
 from models.artifact.formats import is_regular
 from models.inputs import PICTURE_SUFFIXES, ImageInput, Input, NumbersInput
-from service.errors import RepositoryError, ServiceError
+from service.errors import GoldenDisagreement, RepositoryError, ServiceError
 from service.inference.servable import Item, Servable
 
 GOLDEN_DIRECTORY = "golden"
 MAX_INPUTS = 64
 MAX_INPUT_BYTES = 32 * 2**20
-MAX_BYTES = 128 * 2**20  # of all of them, which are in memory at once
+MAX_BYTES = 128 * 2**20  # of all golden inputs together: they are in memory at once
 TIMEOUT_SECONDS = 120.0
 
 Answers = Mapping[tuple[str, str], str]
-"""The best label for each input, by the input's name and its content's SHA-256; else the error's code in brackets."""
+"""The best label of each input, or the error's code in brackets, by the input's name and its content's SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ class Report:
     live: int
     inputs: int
     agreement: float
-    """Share of the inputs with the same best label."""
+    """The share of the inputs with the same best label, from 0 to 1."""
     differences: tuple[Difference, ...]
 
 
 def read(model: Path, spec: Input) -> Mapping[str, Item]:
-    """The golden inputs of a model by name: those in `<model>/golden`, else pictures of ours, or seeded numbers.
+    """The golden inputs of a model, by name. Raises RepositoryError.
 
-    Pictures are files there; numbers are `inputs.json`, {"instances": [...]}. Raises RepositoryError.
+    They are the pictures in `<model>/golden`, or the numbers in `inputs.json` there: {"instances": [...]}. A model
+    without them gets the sample pictures of this package, or seeded random numbers.
     """
     directory = model / GOLDEN_DIRECTORY
     try:
@@ -62,11 +63,18 @@ def _pictures(directory: Path) -> dict[str, Item]:
     paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
     for path in paths:
         if not is_regular(path) or path.stat().st_size > MAX_INPUT_BYTES:
-            raise RepositoryError(f"golden input {path.name} is no file, or too large", cure="replace it by a picture")
+            raise RepositoryError(
+                f"golden input {path.name} is not a regular file, or is larger than {MAX_INPUT_BYTES} bytes",
+                cure="replace it with a smaller picture",
+            )
     if not 0 < len(paths) <= MAX_INPUTS:
-        raise RepositoryError(f"there are {len(paths)} golden inputs", cure=f"put 1 to {MAX_INPUTS} pictures there")
+        raise RepositoryError(
+            f"the directory of golden inputs has {len(paths)} pictures", cure=f"put 1 to {MAX_INPUTS} pictures there"
+        )
     if sum(path.stat().st_size for path in paths) > MAX_BYTES:
-        raise RepositoryError(f"the golden inputs have more than {MAX_BYTES} bytes", cure="put smaller pictures there")
+        raise RepositoryError(
+            f"the golden inputs have more than {MAX_BYTES} bytes together", cure="use smaller or fewer pictures"
+        )
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -74,17 +82,22 @@ def _numbers(path: Path, spec: NumbersInput) -> dict[str, Item]:
     if not path.exists():
         rows = spec.samples()
     elif not is_regular(path) or path.stat().st_size > MAX_INPUT_BYTES:
-        raise RepositoryError(f"golden {path.name} is no file, or too large", cure="replace it by a smaller file")
+        raise RepositoryError(
+            f"golden input {path.name} is not a regular file, or is larger than {MAX_INPUT_BYTES} bytes",
+            cure="replace it with a smaller file",
+        )
     else:
         try:
             rows = spec.read(path.read_bytes())
         except ValueError as error:
-            raise RepositoryError(f"golden {path.name} has {error}", cure='write {"instances": [[...]]}') from error
+            raise RepositoryError(
+                f"golden input {path.name} has {error}", cure='write {"instances": [[...]]}'
+            ) from error
     return {f"instance {index}": row for index, row in enumerate(rows[:MAX_INPUTS])}
 
 
 async def ask(servable: Servable, inputs: Mapping[str, Item]) -> Answers:
-    """What a version that nobody else asks yet says of each input. Raises ServiceError where it says nothing."""
+    """A version's answer to each input. Raises ServiceError if a request fails as a whole."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     answers = {}
     for name, item in inputs.items():
@@ -96,7 +109,7 @@ async def ask(servable: Servable, inputs: Mapping[str, Item]) -> Answers:
 
 
 def compare(answers: Answers, live: int, live_answers: Answers) -> Report | None:
-    """How two versions agree on what both were asked; None where that is nothing."""
+    """The agreement of two versions on the inputs that both have answered; None if there are none."""
     common = answers.keys() & live_answers.keys()
     if not common:
         return None
@@ -106,3 +119,15 @@ def compare(answers: Answers, live: int, live_answers: Answers) -> Report | None
         if (name, content) in common and label != live_answers[name, content]
     )
     return Report(live, len(common), 1 - len(differences) / len(common), differences)
+
+
+def check_agreement(version: int, report: Report | None, min_agreement: float) -> None:
+    """Raises GoldenDisagreement if the version's labels agree less with the live one's than model.toml demands."""
+    if report is None or report.agreement >= min_agreement:
+        return
+    first = report.differences[0]
+    raise GoldenDisagreement(
+        f"version {version} gives {report.agreement:.1%} of the {report.inputs} golden inputs the same label as "
+        f"version {report.live}, and min_agreement is {min_agreement:.1%}: {first.input} is {first.label!r}, "
+        f"and was {first.live_label!r}",
+    )

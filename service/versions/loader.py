@@ -1,9 +1,8 @@
-"""One version from disk to a warm servable: convert or check, then open."""
+"""Turns a version on disk into a warm servable: convert or check it, then open it."""
 
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,15 +16,16 @@ from service.conversion.checker import Checker, Passed
 from service.conversion.conversion import Converter
 from service.conversion.slots import Slots
 from service.errors import ConversionError, DeviceLost, NotEnoughMemory, RepositoryError
+from service.host.child import OnStep
 from service.host.machine import available_memory_bytes, free_gpu_bytes, gpu_names, usable_cores
 from service.host.memory import MIB
 from service.host.threads import to_its_end
 from service.images.decode_pool import DecodePool
 from service.inference.batcher import Batcher
 from service.inference.engine import CPU, CUDA, TENSORRT, Engine, plan
+from service.inference.fair_semaphore import FairSemaphore
 from service.inference.servable import Servable
 from service.inference.tuning import tuned
-from service.inference.turns import Turns
 from service.lifecycle import Lifecycle
 from service.repository.repository import Version, read_converted
 from service.settings import Settings
@@ -34,18 +34,15 @@ log = structlog.get_logger()
 
 _PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 
-# Opening takes the file's bytes, ONNX Runtime's copy of them and, for a while, what its optimizer makes of them.
+# Opening needs memory for the file, for ONNX Runtime's copy of it and, for a while, for its optimizer.
 _MEMORY_PER_BYTE = 3.0
 _MEMORY_AT_LEAST = 32 * MIB
 
-CHECKED_BATCHES = (1, 3)  # and the largest: an export can freeze the batch at 1
-
-Tell = Callable[[str], None]
-"""Hears what is being done, in words for people."""
+CHECKED_BATCHES = (1, 3)  # and the largest: a graph may have been exported for a batch of 1 only
 
 
 class Loader:
-    """Loads versions of one repository. Nothing here knows what is live."""
+    """Loads versions of one repository. It does not know which version is live."""
 
     def __init__(self, settings: Settings, decoders: DecodePool, lifecycle: Lifecycle) -> None:
         self._settings = settings
@@ -53,34 +50,34 @@ class Loader:
         self._lifecycle = lifecycle
         self._converter = Converter.of(settings)
         self._checker = Checker(settings)
-        # What is converted does not hold up what only has to be opened. One is opened at a time: that is mostly the
-        # warm-up, which keeps every core busy: 24 EfficientNets, two at a time on two cores, were ready a tenth sooner,
-        # and it could no longer be told how much memory each takes.
+        # Conversions do not delay versions that only have to be opened. One version is opened at a time, because the
+        # warm-up keeps every core busy: opening 24 EfficientNets two at a time on two cores saved only a tenth of the
+        # time, and the memory of each could no longer be measured.
         self._conversions = Slots(settings.conversion_memory_bytes)
         self._opening = asyncio.Lock()
-        self._turns = Turns(max(2, usable_cores()))
+        self._semaphore = FairSemaphore(max(2, usable_cores()))
 
-    async def load(self, version: Version, tell: Tell, beside: Servable | None = None) -> Servable:
-        """A servable that is warm and started; the caller closes it. Raises ServiceError.
+    async def load(self, version: Version, show_step: OnStep, beside: Servable | None = None) -> Servable:
+        """Returns a servable that is warm and started; the caller closes it. Raises ServiceError.
 
-        What `beside` took, the live version of the same model, this one is expected to take too.
+        `beside` is the live version of the same model: the new one is expected to need as much memory.
         """
         passed = None
         if isinstance(version.source, Artifact):
-            directory = await self._converted(version, version.source, tell)
+            directory = await self._converted(version, version.source, show_step)
         else:
             directory = version.source
-            passed = await self._check(version, directory, tell)
+            passed = await self._check(version, directory, show_step)
         async with self._opening:
-            tell("opening and warming")
+            show_step("opening and warming")
             started = time.monotonic()
-            servable = await self._open(version, directory, tell, passed, beside.memory_bytes if beside else 0)
+            servable = await self._open(version, directory, show_step, passed, beside.memory_bytes if beside else 0)
         servable.start()
         metrics.LOAD_SECONDS.labels(version.model).observe(time.monotonic() - started)
         return servable
 
-    async def _check(self, version: Version, directory: Path, tell: Tell) -> Passed:
-        """What somebody else published is tried in a child before it is opened here. Raises RepositoryError."""
+    async def _check(self, version: Version, directory: Path, show_step: OnStep) -> Passed:
+        """Runs a published version in a child process before it is opened in this one. Raises RepositoryError."""
         planned = plan(
             self._settings,
             gpus=await asyncio.to_thread(gpu_names),
@@ -89,32 +86,32 @@ class Loader:
         )
 
         def on_step(step: str) -> None:
-            tell(f"checking: {step}")
+            show_step(f"checking: {step}")
             log.info("checking", model=f"{version.model} version {version.number}", step=step)
 
-        # A GPU's largest batch is not for the child, which has the CPU alone.
+        # The child has only the CPU, and does not run a GPU's largest batch.
         largest = {planned.buckets[-1]} if planned.provider == CPU else set()
         batches = sorted({*CHECKED_BATCHES, *largest})
         return await self._checker.check(version.model, directory, batches, on_step)
 
-    async def _converted(self, version: Version, artifact: Artifact, tell: Tell) -> Path:
-        """The directory of the version's ONNX file, converted now if need be. Raises ConversionError."""
+    async def _converted(self, version: Version, artifact: Artifact, show_step: OnStep) -> Path:
+        """The directory of the version's ONNX file, which is converted now if necessary. Raises ConversionError."""
         if found := await asyncio.to_thread(self._converter.converted, artifact):
             return found
         if not self._settings.convert:
             raise ConversionError(
-                "it has not been converted, and this server does not convert",
-                cure="convert it where PyTorch or Keras is installed (menagerie convert), and serve the result",
+                "the version has not been converted, and conversion is disabled on this server",
+                cure="run menagerie convert on a machine with PyTorch or Keras, and serve its result",
             )
         async with self._conversions.slot(version.model):
-            return await self._convert(version, artifact, tell)
+            return await self._convert(version, artifact, show_step)
 
-    async def _convert(self, version: Version, artifact: Artifact, tell: Tell) -> Path:
+    async def _convert(self, version: Version, artifact: Artifact, show_step: OnStep) -> Path:
         started, outcome = time.monotonic(), "failed"
 
         def on_step(step: str) -> None:
             seconds = round(time.monotonic() - started, 1)
-            tell(f"converting: {step} after {seconds} s")
+            show_step(f"converting: {step} after {seconds} s")
             log.info("converting", model=f"{version.model} version {version.number}", step=step, seconds=seconds)
 
         try:
@@ -126,16 +123,16 @@ class Loader:
         return directory
 
     async def _open(
-        self, version: Version, directory: Path, tell: Tell, passed: Passed | None, expected_bytes: int
+        self, version: Version, directory: Path, show_step: OnStep, passed: Passed | None, expected_bytes: int
     ) -> Servable:
-        """A servable that is warm, and not yet started. Raises RepositoryError, EngineError, NotEnoughMemory."""
-        with suppress(OSError):  # where there is no file, reading it says so
+        """Returns a servable that is warm and not started. Raises RepositoryError, EngineError, NotEnoughMemory."""
+        with suppress(OSError):  # if the file is missing, reading it raises the error
             needed = _opening_bytes((directory / ONNX_FILE).stat().st_size) if passed is None else passed.opened_bytes
             _check_memory("memory", max(needed, expected_bytes), available_memory_bytes())
         before = resident_bytes(os.getpid())
         manifest, content = await asyncio.to_thread(read_converted, directory)
-        if passed is not None and manifest != passed.manifest:  # which names the graph's SHA-256
-            raise RepositoryError("its files changed while it was loaded", cure="write them once, then load them again")
+        if passed is not None and manifest != passed.manifest:  # the manifest has the graph's SHA-256
+            raise RepositoryError("the version's files changed while it was loaded", cure="load the version again")
         settings, observed = self._settings, metrics.ServableMetrics(version.model, version.number)
         planned = plan(
             settings,
@@ -151,7 +148,7 @@ class Loader:
             _check_memory("GPU memory", _opening_bytes(len(content)), free)
         tuning = None
         if version.config.tune:
-            tell("measuring the best engine settings")
+            show_step("measuring the best engine settings")
             kept = settings.cache / "tuning"
             classes = manifest.spec.num_classes
             tuning = await to_its_end(asyncio.to_thread(tuned, content, planned, classes, usable_cores(), kept))
@@ -160,7 +157,7 @@ class Loader:
         await self._warm(engine, manifest.spec.num_classes)
         wanted = _PROVIDERS.get(settings.provider, planned.provider)
         if engine.provider != wanted:
-            cure = "MENAGERIE_REQUIRE_GPU=true refuses to serve so"
+            cure = "set MENAGERIE_REQUIRE_GPU=true to refuse this"
             log.warning("fell back", model=version.model, wanted=wanted, provider=engine.provider, cure=cure)
         delay = version.config.batching.max_queue_delay_seconds
         batcher = Batcher(
@@ -170,7 +167,7 @@ class Loader:
             max_queue_images=min(settings.max_queue_images, settings.max_queue_bytes // engine.example(1).nbytes),
             max_queue_delay_seconds=settings.max_queue_delay_seconds if delay is None else delay,
             instances=planned.instances,
-            turns=self._turns,
+            semaphore=self._semaphore,
             observer=observed,
             on_device_lost=self._lifecycle.lose_device,
         )
@@ -198,11 +195,13 @@ class Loader:
 
 
 def _opening_bytes(onnx_bytes: int) -> int:
-    """About what it takes to open a model of that size, where nobody has measured it."""
+    """An estimate of the memory for opening a model that has not been measured."""
     return int(onnx_bytes * _MEMORY_PER_BYTE) + _MEMORY_AT_LEAST
 
 
 def _check_memory(kind: str, needed: int, free_bytes: int | None) -> None:
-    """Raises NotEnoughMemory where a model would not fit beside what is loaded, as far as is known."""
+    """Raises NotEnoughMemory if a model does not fit into the free memory. Unknown free memory is enough."""
     if free_bytes is not None and needed > free_bytes:
-        raise NotEnoughMemory(f"it needs about {needed // MIB} MiB of {kind}, and {free_bytes // MIB} MiB are free")
+        raise NotEnoughMemory(
+            f"the version needs about {needed // MIB} MiB of {kind}, and {free_bytes // MIB} MiB are free"
+        )

@@ -1,4 +1,4 @@
-"""One model as it stands: its versions with their states, and who answers.
+"""The state of one model: its versions, and which of them answers.
 
 LOADING -> READY -> UNLOADING -> gone; any state -> UNAVAILABLE with a reason.
 """
@@ -18,8 +18,8 @@ from service.repository.routing import Routing
 from service.versions import golden
 
 
-class State(StrEnum):
-    """Where a version stands."""
+class VersionState(StrEnum):
+    """The state of a version."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -29,54 +29,54 @@ class State(StrEnum):
 
 @dataclass(eq=False)
 class Record:
-    """One version: what is shown of it, and its servable while it answers."""
+    """One version: its state as it is shown, and its servable while it answers."""
 
     name: str
     version: int
     signature: Signature
-    """The files that were last tried, whether or not they could be loaded."""
-    state: State = State.LOADING
+    """The state of the files at the last attempt to load them, whether or not it succeeded."""
+    state: VersionState = VersionState.LOADING
     reason: str = "waiting for its turn"
     servable: Servable | None = None
     manifest: Manifest | None = None
     provider: str | None = None
     changed: float = field(default_factory=time.time)
     loading: asyncio.Task[None] | None = None
-    """The load under way, if any; it never fails: what goes wrong becomes the state."""
+    """The load that is running, if any. It raises no error but cancellation: errors become the state."""
     answers: golden.Answers = field(default_factory=dict)
     report: golden.Report | None = None
-    _told: asyncio.Event = field(default_factory=asyncio.Event)
+    _updated: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def is_idle(self) -> bool:
         """Whether it neither answers nor is being loaded."""
         return self.servable is None and self.loading is None
 
-    def become(self, state: State, reason: str = "") -> None:
-        """Changes the state, here and in the metrics, and tells those who follow."""
+    def set_state(self, state: VersionState, reason: str = "") -> None:
+        """Changes the state, here and in the metrics, and wakes the followers."""
         self.state, self.reason, self.changed = state, reason, time.time()
-        for each in State:
+        for each in VersionState:
             metrics.MODEL_STATE.labels(self.name, str(self.version), each).set(each is state)
         self._wake()
 
-    def tell(self, reason: str) -> None:
-        """Says how far a load has come. What answers goes on answering."""
-        self.become(State.LOADING if self.servable is None else State.READY, reason)
+    def show_step(self, step: str) -> None:
+        """Shows the present step of a load. While the previous servable answers, the version stays READY."""
+        self.set_state(VersionState.LOADING if self.servable is None else VersionState.READY, step)
 
     def fail(self, reason: str) -> None:
-        """The load has come to nothing; what was loaded before goes on answering."""
-        self.become(State.UNAVAILABLE if self.servable is None else State.READY, reason)
+        """Shows why a load failed. If a previous servable answers, the version stays READY."""
+        self.set_state(VersionState.UNAVAILABLE if self.servable is None else VersionState.READY, reason)
 
-    def go_live(self, servable: Servable) -> Servable | None:
-        """Takes a new servable, and returns the one that answered until now."""
-        stale, self.servable = self.servable, servable
+    def make_ready(self, servable: Servable) -> Servable | None:
+        """Lets a new servable answer from now on. Returns the one that it replaces, if any."""
+        replaced, self.servable = self.servable, servable
         self.manifest, self.provider = servable.manifest, servable.provider
-        servable.announce()
-        self.become(State.READY)
-        return stale
+        servable.show_metrics()
+        self.set_state(VersionState.READY)
+        return replaced
 
     def begin(self, load: Coroutine[Any, Any, None]) -> None:
-        """Starts a load."""
+        """Starts a load in a task."""
         self.loading = asyncio.create_task(load)
         self.loading.add_done_callback(self._end)
 
@@ -85,80 +85,89 @@ class Record:
             self.loading = None
         self._wake()
 
+    def cancel(self) -> None:
+        """Cancels the load that is running, if any. A servable that answers goes on answering."""
+        if self.loading is not None:
+            self.loading.cancel()
+
     def _wake(self) -> None:
-        self._told.set()
-        self._told = asyncio.Event()
+        self._updated.set()
+        self._updated = asyncio.Event()
 
     async def loaded(self) -> None:
-        """Waits for the load under way, if any; who goes away meanwhile does not end it."""
+        """Waits for the load that is running, if any. Cancelling the wait does not cancel the load."""
         while (loading := self.loading) is not None:
             await asyncio.wait({loading})
 
     async def follow(self) -> AsyncIterator[None]:
-        """Comes back at once, and then whenever something was told, until no load is under way."""
+        """Yields at once, and after every change, until no load is running."""
         while True:
-            told = self._told
+            updated = self._updated
             yield
             if self.loading is None:
                 return
-            await told.wait()
+            await updated.wait()
 
     def forget(self) -> None:
-        """The version is gone: no state of it is shown any more, and nothing of it waits or runs."""
+        """Removes the gauges of a version that is gone."""
         metrics.forget(self.name, self.version)
 
 
 @dataclass(eq=False)
 class Model:
-    """One model of the repository. Its table changes on the event loop alone."""
+    """One model of the repository. It is changed on the event loop alone."""
 
     name: str
     is_required: bool
-    """Whether MENAGERIE_MODELS names it: the server is ready only with it."""
+    """Whether MENAGERIE_MODELS names it: the server is ready only if this model is."""
     is_awaited: bool
-    """Whether it was there at the start, and what was then to be loaded has not all been tried."""
+    """Whether the model was there at the start, and the loads of the start have not all ended yet."""
     records: dict[int, Record] = field(default_factory=dict)
     wanted: Collection[int] = frozenset()
-    """The versions that the repository asks for."""
+    """The versions that should be loaded."""
     stored: Sequence[int] = ()
-    """Every version that the repository has, ascending."""
+    """The versions in the repository, ascending."""
     routing: Routing = field(default_factory=Routing)
     min_agreement: float = 0.0
     unload_first: bool = False
-    problem: str = "not looked at yet"
-    """Why its versions cannot be listed; empty when they can."""
+    problem: str = "it has not been scanned yet"
+    """Why its versions cannot be listed; empty if they can."""
 
     @property
     def ready(self) -> Mapping[int, Servable]:
-        """Who could answer, by version."""
+        """The servables that can answer, by version."""
         return {number: record.servable for number, record in self.records.items() if record.servable is not None}
 
     @property
     def live(self) -> Servable | None:
-        """Who answers where a request names no version, canaries apart."""
+        """The servable that answers a request without a version, unless a canary answers it."""
         ready = self.ready
-        number = self._choose(ready)
+        number = self._live_among(ready)
         return None if number is None else ready[number]
 
     def would_be_live(self, version: int) -> bool:
-        """Whether that version were live if it were ready."""
-        return self._choose({*self.ready, version}) == version
+        """Whether the version would be live if it were ready."""
+        return self._live_among({*self.ready, version}) == version
 
-    def _choose(self, ready: Collection[int]) -> int | None:
-        """The version that routing.toml names, else the highest that is not on trial, else any.
+    def _live_among(self, ready: Collection[int]) -> int | None:
+        """The version that routing.toml names; else the highest that is no canary or shadow; else the highest.
 
-        At the start none answers in the place of the named one until that has been tried: who was rolled back stays so.
+        At the start, no other version answers before the named one has been tried. Else a server that restarts after
+        a rollback would serve the version that was rolled back.
         """
         if self.routing.live in ready:
             return self.routing.live
         named = self.records.get(self.routing.live or 0)
         if self.is_awaited and named is not None and named.loading is not None:
             return None
-        settled = [number for number in ready if not self.routing.part(number).is_trial]
-        return max(settled or ready, default=None)
+        regular = [number for number in ready if not self.routing.part(number).has_share]
+        return max(regular or ready, default=None)
 
     def draw(self, percent: float) -> Servable | None:
-        """Who answers a request that names no version: a canary where `percent`, from 0 to 100, is in its share."""
+        """The servable that answers a request without a version: a canary if the drawn `percent` is in its share.
+
+        `percent` is drawn from 0 to 100 for each request.
+        """
         for number, part in self.routing.versions.items():
             if percent < part.canary and (servable := self._answering(number)) is not None:
                 return servable
@@ -166,7 +175,7 @@ class Model:
         return self.live
 
     def shadows(self, percent: float) -> list[Servable]:
-        """Who is shown a request, `percent` being drawn from 0 to 100."""
+        """The shadows that get a copy of a request: those whose share the drawn `percent`, from 0 to 100, is in."""
         return [
             servable
             for number, part in self.routing.versions.items()
@@ -179,20 +188,23 @@ class Model:
 
     @property
     def is_ready(self) -> bool:
-        """Whether somebody answers."""
+        """Whether a version answers."""
         return self.live is not None
 
     @property
     def why_unready(self) -> str:
-        """What keeps each version from answering."""
+        """The reason why the model does not answer, or why each of its versions does not."""
         records = [self.records[number] for number in sorted(self.records)]
         versions = "; ".join(f"version {record.version} {record.state}: {record.reason}" for record in records)
         return self.problem or versions or "its files are still being written"
 
     def unwanted(self) -> list[Record]:
-        """Versions that answer though the repository asks for them no more, once an heir answers."""
+        """The versions that answer and are no longer wanted; none until a wanted one can take over.
+
+        That is the pinned version if it is wanted, else any that is no canary or shadow, else any.
+        """
         pinned = self.routing.live
-        settled = {number for number in self.wanted if not self.routing.part(number).is_trial}
-        heirs = {pinned} if pinned in self.wanted else settled or set(self.wanted)
+        regular = {number for number in self.wanted if not self.routing.part(number).has_share}
+        successors = {pinned} if pinned in self.wanted else regular or set(self.wanted)
         answering = self.ready.keys()
-        return [self.records[number] for number in answering - set(self.wanted)] if answering & heirs else []
+        return [self.records[number] for number in answering - set(self.wanted)] if answering & successors else []

@@ -1,4 +1,4 @@
-"""What an operator may ask of a server: each changes the repository, and has the reconciler look at it again."""
+"""The operations of the admin API. Each changes the repository, and lets the reconciler scan the model."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from service.repository.repository import Repository, first_problem
 from service.repository.routing import Routing
 from service.versions import golden
 from service.versions.model import Record
-from service.versions.reconciler import Reconciler, check_agreement
+from service.versions.reconciler import Reconciler
 from service.versions.registry import Registry
 
 log = structlog.get_logger()
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Operations:
-    """Called on the event loop. What they decide is in the repository, and survives the process."""
+    """Called on the event loop. Every decision is stored in the repository, and so survives a restart."""
 
     def __init__(
         self, registry: Registry, reconciler: Reconciler, repository: Repository, publisher: Publisher
@@ -35,72 +35,76 @@ class Operations:
         self._reconciler = reconciler
         self._repository = repository
         self.publisher = publisher
-        self._changing = asyncio.Lock()  # one decision after the other; nobody waits for a load with it
+        self._changing = asyncio.Lock()  # one decision at a time; it is not held during a load
 
     async def define(self, name: str, content: bytes) -> None:
-        """Writes a model.toml, of a new model or a known one. Raises InvalidInput."""
+        """Writes the model.toml of a new or an existing model. Raises InvalidInput."""
         if not MODEL_NAME.fullmatch(name):
             raise InvalidInput(
-                f"{name[:64]!r} is no name for a model", cure="lower-case letters, digits, '.', '_' and '-', at most 64"
+                f"{name[:64]!r} is not a valid model name",
+                cure="use at most 64 lower-case letters, digits, '.', '_' and '-'",
             )
         await asyncio.to_thread(_check_config, content)
         await asyncio.to_thread(self.publisher.write_config, name, content)
-        await self._reconciler.look_at(name)
+        await self._reconciler.scan_model(name)
 
     async def publish(self, staged: Path, name: str, number: int | None) -> int:
-        """Takes a received version into the repository, loaded as if it had been dropped there. Raises Conflict."""
+        """Moves an uploaded version into the repository and starts to load it if it is wanted. Raises Conflict."""
         number = await asyncio.to_thread(self.publisher.publish, staged, name, number)
         log.info("received", model=f"{name} version {number}")
-        await self._reconciler.look_at(name, number)
+        await self._reconciler.scan_model(name, number)
         return number
 
     async def pin(self, name: str) -> None:
-        """The live version stays live, whatever comes; until one is activated, or `unpin`."""
+        """Keeps the live version live until another one is activated, or `unpin` is called."""
         async with self._changing:
             await self._pin(name)
 
     async def unpin(self, name: str) -> None:
-        """The highest version is live again, now and as others come."""
+        """Makes the highest version live, now and whenever a higher one is ready."""
         self._registry.model(name)
         async with self._changing:
             await self._edit(name, lambda routing: routing.with_live(None, None))
-            await self._reconciler.look_at(name)
+            await self._reconciler.scan_model(name)
 
     async def load(self, name: str, number: int, *, unload_first: bool = False) -> Record:
-        """Loads a version beside the live one, and waits for it; several that ask for the same load share it.
+        """Loads a version beside the live one, and waits for it. Concurrent calls for one version share the load.
 
-        With `unload_first` the live version may go first where memory does not hold both. Raises LoadFailed.
+        With `unload_first`, the live version may be unloaded first if memory does not hold both. Raises LoadFailed.
         """
         async with self._changing:
             await self._check_present(name, number)
             if number not in await self._read(self._repository.wanted, name):
                 await self._edit(name, lambda routing: routing.with_part(number, load=True))
-            await self._reconciler.look_at(name, number, unload_first=unload_first)
+            await self._reconciler.scan_model(name, number, unload_first=unload_first)
             record = self._registry.record(name, number)
-        await record.loaded()  # which may take long: meanwhile others are followed
+        await record.loaded()  # without the lock: a load may take minutes
         _check_loaded(record)
         return record
 
     async def cancel(self, name: str, number: int) -> None:
-        """Ends the load of a version that is under way. Raises Conflict where there is none."""
+        """Cancels the running load of a version. Raises Conflict if there is none."""
         record = self._registry.record(name, number)
         if record.loading is None:
             raise Conflict(f"{name} version {number} is not being loaded")
-        self._reconciler.cancel(record)
+        record.cancel()
         await record.loaded()
 
     async def unload(self, name: str, number: int) -> None:
-        """Unloads a version that is not live, once its last callers are answered. Raises Conflict."""
+        """Unloads a version that is not live, after its last requests. Raises Conflict."""
         async with self._changing:
             await self._check_present(name, number)
             self._check_unused(name, number)
             await self._edit(name, lambda routing: routing.with_part(number, load=False, canary=0.0, shadow=0.0))
-            await self._reconciler.look_at(name)
+            await self._reconciler.scan_model(name)
 
     async def activate(self, name: str, number: int, *, unload_first: bool = False, is_checked: bool = True) -> Record:
-        """Makes a version live, loading it if need be. Raises LoadFailed, GoldenDisagreement: who was live still is."""
+        """Makes a version live, after loading it if necessary.
+
+        Raises LoadFailed or GoldenDisagreement; then the live version does not change.
+        """
         live = self._registry.model(name).live
-        before = None if live is None else live.version  # a load may make it live, where none is pinned
+        before = None if live is None else live.version  # read now: without a pin, the load may change it
         record = await self.load(name, number, unload_first=unload_first)
         async with self._changing:
             _check_loaded(record)
@@ -108,40 +112,40 @@ class Operations:
             if before in model.records and before != number:
                 record.report = golden.compare(record.answers, before, model.records[before].answers)
                 if is_checked:
-                    check_agreement(model, number, record.report)
+                    golden.check_agreement(number, record.report, model.min_agreement)
             await self._edit(name, lambda routing: routing.with_live(number, before))
-            await self._reconciler.look_at(name)
+            await self._reconciler.scan_model(name)
         log.info("activated", model=f"{name} version {number}", before=before)
         return record
 
     async def roll_back(self, name: str) -> Record:
-        """Makes the version live that was so before, whatever its golden answers. Raises Conflict, LoadFailed."""
+        """Makes the previously live version live again, whatever its golden answers. Raises Conflict, LoadFailed."""
         live = self._registry.model(name).live
         routing = await self._read(self._repository.routing, name)
         present = await self._read(self._repository.present, name)
         lower = [number for number in present if live is None or number < live.version]
         previous = routing.previous if routing.previous in present else max(lower, default=None)
         if previous is None:
-            raise Conflict(f"{name} has no version to go back to")
+            raise Conflict(f"{name} has no version to roll back to")
         return await self.activate(name, previous, is_checked=False)
 
     async def delete(self, name: str, number: int) -> None:
-        """Removes a version from the repository. Raises Conflict where it is live or has a label."""
+        """Deletes a version from the repository. Raises Conflict if it is live or has a label."""
         async with self._changing:
             await self._check_present(name, number)
             self._check_unused(name, number)
             await self._edit(name, lambda routing: routing.without(number))
             await asyncio.to_thread(self.publisher.delete, name, number)
-            await self._reconciler.look_at(name)
+            await self._reconciler.scan_model(name)
 
     async def label(self, name: str, label: str, number: int | None) -> None:
-        """Moves a label to a version, which is loaded first, or takes it away. Raises LoadFailed."""
+        """Moves a label to a version, after loading it; with None, removes the label. Raises LoadFailed."""
         before = None if number is None else self._registry.model(name).routing.part(number).load
         record = None if number is None else await self.load(name, number)
 
         def change(routing: Routing) -> Routing:
             labelled = routing.with_label(label, number)
-            # The label keeps it loaded from now on.
+            # From now on the label keeps the version loaded, so that `load` gets its former value back.
             return labelled if number is None else labelled.with_part(number, load=before or None)
 
         async with self._changing:
@@ -149,31 +153,31 @@ class Operations:
             if record is not None:
                 _check_loaded(record)
             await self._edit(name, change)
-            await self._reconciler.look_at(name)
+            await self._reconciler.scan_model(name)
 
-    async def try_out(self, name: str, number: int, *, canary: float, shadow: float | bool) -> None:
-        """Gives a version that is not live its shares of the requests, in per cent; with none it is unloaded.
+    async def set_shares(self, name: str, number: int, *, canary: float, shadow: float | bool) -> None:
+        """Makes a version a canary, a shadow or both, by its shares of the requests in per cent.
 
-        Raises Conflict, LoadFailed.
+        A version with neither share is unloaded, unless it is wanted for another reason. Raises Conflict, LoadFailed.
         """
         async with self._changing:
             await self._check_present(name, number)
             self._check_not_live(name, number)
-            await self._pin(name)  # else it went live by itself with the end of its trial
+            await self._pin(name)  # else the version would go live by itself when its shares end
             await self._edit(name, lambda routing: routing.with_part(number, load=None, canary=canary, shadow=shadow))
-            await self._reconciler.look_at(name)
+            await self._reconciler.scan_model(name)
         if canary or shadow:
             await self.load(name, number)
 
     @staticmethod
     async def _read(read: Callable[[str], T], name: str) -> T:
-        """What the repository says of a model. Raises Conflict where a person has to correct it first."""
+        """Reads from the repository. Raises Conflict if its files have to be corrected first."""
         try:
             return await asyncio.to_thread(read, name)
         except RepositoryError as error:
             raise Conflict(error.message, cure=error.cure) from error
 
-    # With the lock held.
+    # The following methods are called with the lock held.
 
     async def _pin(self, name: str) -> None:
         live = self._registry.model(name).live
@@ -185,7 +189,7 @@ class Operations:
         try:
             changed = change(routing)
         except ValidationError as error:
-            raise Conflict(first_problem(error), cure="take a share from another version first") from error
+            raise Conflict(first_problem(error), cure="reduce the share of another version first") from error
         if changed != routing:
             await asyncio.to_thread(self.publisher.write_routing, name, changed)
 
@@ -209,7 +213,7 @@ class Operations:
 
 
 def _check_config(content: bytes) -> None:
-    """Raises InvalidInput where the bytes are no model.toml."""
+    """Raises InvalidInput if the bytes are not a valid model.toml."""
     try:
         ModelConfig.model_validate(toml_file.parse(content, CONFIG_FILE))
     except ValidationError as error:
@@ -219,6 +223,6 @@ def _check_config(content: bytes) -> None:
 
 
 def _check_loaded(record: Record) -> None:
-    """Raises LoadFailed where the version does not answer: its load failed, or somebody has unloaded it since."""
+    """Raises LoadFailed if the version does not answer: its load failed, or it has been unloaded since."""
     if record.servable is None:
         raise LoadFailed(f"{record.name} version {record.version}: {record.reason}")

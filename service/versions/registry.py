@@ -1,4 +1,4 @@
-"""Names -> live servables: who answers a request."""
+"""Finds the servable that answers a request, by the model's name and the version."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,14 @@ from service.versions.shadow import Mirror
 
 
 class Registry:
-    """The table of models, as requests see it. Lives on the event loop."""
+    """The table of models, for requests to read. It is used on the event loop alone."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self.table: dict[str, Model] = {}
-        """Every model by name; the reconciler alone changes it."""
+        """The models by name; the reconciler alone changes it."""
         self.problem = "the model repository has not been read yet"
-        """Why the table is empty, where it is."""
+        """Why the table is empty, if it is."""
 
     def models(self) -> Sequence[Model]:
         """Every model, in alphabetical order."""
@@ -30,7 +30,7 @@ class Registry:
         return [record for model in self.table.values() for record in model.records.values()]
 
     def model(self, name: str) -> Model:
-        """One model. Raises ModelNotFound, naming the nearest."""
+        """One model. Raises ModelNotFound, which suggests the most similar name."""
         if name in self.table:
             return self.table[name]
         near = get_close_matches(name[:64], self.table, n=1)
@@ -50,7 +50,7 @@ class Registry:
         return model.records[number]
 
     def servable(self, name: str, version: int | str | None = None) -> Servable:
-        """Who answers for a model, canaries apart. Raises ModelNotFound, ModelNotReady."""
+        """The live version of a model, or the given one. Canaries are ignored. Raises ModelNotFound, ModelNotReady."""
         model = self.model(name)
         if version is None:
             return self._ready(model, model.live)
@@ -67,28 +67,31 @@ class Registry:
 
     @contextmanager
     def lease(self, name: str, version: int | str | None = None) -> Iterator[Servable]:
-        """One caller's hold on a servable; a canary's turn comes here. Raises ModelNotFound, ModelNotReady."""
+        """The servable for one request, kept open until the caller is done. Without a version, it may be a canary.
+
+        Raises ModelNotFound, ModelNotReady.
+        """
         if version is None:
             model = self.model(name)
-            chosen = self._ready(model, model.draw(random.uniform(0, 100)))  # noqa: S311 - nobody is to be surprised
+            chosen = self._ready(model, model.draw(random.uniform(0, 100)))  # noqa: S311 - a share of the requests is no secret
         else:
             chosen = self.servable(name, version)
         with chosen.lease() as servable:
             yield servable
 
     def mirror(self, answered: Servable, items: Sequence[Item | ServiceError], outcome: Outcome) -> None:
-        """Shows the versions on trial what was asked without naming a version; returns at once."""
+        """Sends a copy of a request that named no version to the model's shadows. Returns at once."""
         if (model := self.table.get(answered.name)) is None:
             return
         for servable in model.shadows(random.uniform(0, 100)):  # noqa: S311
             if servable is not answered:
-                self._mirror.show(servable, items, outcome.results)
+                self._mirror.send(servable, items, outcome.results)
 
     def unready(self) -> dict[str, str]:
-        """Why the server is not ready, by model (or `repository`); empty when it is.
+        """Why the server is not ready, by model or for the `repository`; empty if it is ready.
 
-        It is ready when every model that MENAGERIE_MODELS names answers; where that names none, when a model answers
-        and everything that lay in the repository at the start has been loaded, or refused.
+        If MENAGERIE_MODELS names models, the server is ready when all of them answer. Else it is ready when one model
+        answers and every version that was in the repository at the start has been loaded or refused.
         """
         if not self.table:
             return {"repository": self.problem}
@@ -100,5 +103,5 @@ class Registry:
         }
 
     def stuck_seconds(self) -> float:
-        """How long the longest of the present engine calls has been running."""
+        """For how long the oldest of the running engine calls has been running; 0 if none is."""
         return max((each.servable.batcher.stuck_seconds() for each in self.records() if each.servable), default=0.0)

@@ -1,4 +1,4 @@
-"""Shows requests to versions on trial, and counts how often their best labels are the live version's."""
+"""Sends copies of requests to shadow versions, and counts how often they give the live version's label."""
 
 import asyncio
 import time
@@ -14,20 +14,20 @@ from service.inference.servable import Item, Servable
 log = structlog.get_logger()
 
 MAX_REQUESTS = 8
-"""At once, over all models: what is mirrored beyond is dropped, so that a trial cannot hold up or fill the server."""
+"""Copies in flight over all models. Further ones are dropped, so that shadows cannot slow down or fill the server."""
 
 Result = Sequence[Prediction] | ServiceError
 
 
 class Mirror:
-    """Asks a version on trial in the background. Lives on the event loop."""
+    """Runs copies of requests in the background. It is used on the event loop alone."""
 
     def __init__(self, timeout_seconds: float) -> None:
         self._timeout_seconds = timeout_seconds
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def show(self, servable: Servable, items: Sequence[Item | ServiceError], results: Sequence[Result]) -> None:
-        """Has the version answer what the live one has answered already; returns at once."""
+    def send(self, servable: Servable, items: Sequence[Item | ServiceError], results: Sequence[Result]) -> None:
+        """Lets a shadow answer a request that the live version has answered already. Returns at once."""
         if len(self._tasks) >= MAX_REQUESTS:
             metrics.SHADOW_ITEMS.labels(servable.name, str(servable.version), "dropped").inc(len(items))
             return
@@ -36,7 +36,7 @@ class Mirror:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Asks nobody any more."""
+        """Cancels the copies in flight."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -18,7 +18,6 @@ from service import metrics
 from service.errors import UploadInvalid
 from service.repository.publisher import STAGING, _check_unpacked
 from service.versions.model import Record
-from service.versions.reconciler import Reconciler
 from tests import tars
 from tests.client import AUTHORIZED, JPEG, TOKEN, error_of, picture, tar_of, total
 from tests.models.published import publish_numbers, publish_softmax
@@ -371,8 +370,8 @@ def test_a_load_can_be_cancelled(admin, spare, monkeypatch):
         with held_loads(monkeypatch) as (begun, _):
             load = threads.submit(admin.post, "/admin/models/colour/versions/2/load")
             assert begun.wait(30)
-            cancelled, really = threading.Event(), Reconciler.cancel
-            monkeypatch.setattr(Reconciler, "cancel", lambda *whom: (really(*whom), cancelled.set()))
+            cancelled, really = threading.Event(), Record.cancel
+            monkeypatch.setattr(Record, "cancel", lambda *whom: (really(*whom), cancelled.set()))
             cancel = threads.submit(admin.post, "/admin/models/colour/versions/2/cancel")
             assert cancelled.wait(30)  # before the load goes on
         assert cancel.result(30).status_code == 200
@@ -450,7 +449,7 @@ def test_a_version_that_disagrees_is_not_activated_where_the_model_says_so(admin
     assert answering(admin) == 3
 
 
-def test_a_canary_answers_its_share_and_a_trial_does_not_go_live(admin, spare):
+def test_a_canary_answers_its_share_and_does_not_go_live(admin, spare):
     upload(admin, tar_of(spare()), live=False)
     assert error_of(admin.put("/admin/models/colour/versions/1/trial?canary=5")) == (409, "conflict")
     answer = admin.put("/admin/models/colour/versions/2/trial?canary=30")

@@ -1,4 +1,4 @@
-"""The engine: what it would do on a GPU host, read back; and what it does here, run."""
+"""The engine: the plans for hosts with a GPU, and calls on the CPU of this machine."""
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ def planned(*, gpus=(), cores=4, available=EVERY_PROVIDER, **settings):
 
 
 def softmax_model():
-    """`pixels`, uint8 [N, 2, 2, 1] -> softmax over the four, as every served graph gives it."""
+    """`pixels`, uint8 [N, 2, 2, 1] -> softmax over the four, with the input and output names of a served graph."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["flat"]),
@@ -103,14 +103,14 @@ def test_the_second_gpu_can_be_chosen():
         {"gpus": H200, "provider": "tensorrt", "available": (CUDA, CPU)},
     ],
 )
-def test_require_gpu_refuses_to_fall_to_the_cpu(host):
+def test_require_gpu_refuses_to_fall_back_to_the_cpu(host):
     with pytest.raises(EngineError, match="require_gpu") as caught:
         planned(require_gpu=True, **host)
     assert "MENAGERIE_REQUIRE_GPU" in caught.value.cure
 
 
 def test_require_gpu_refuses_a_provider_that_did_not_start():
-    """Here CUDA's provider is built in and finds no driver: ONNX Runtime falls to the CPU without an error."""
+    """Here CUDA's provider is built in and finds no driver: ONNX Runtime falls back to the CPU without an error."""
     engine = Engine(softmax_model(), planned(gpus=H200, require_gpu=True))
     with pytest.raises(EngineError, match="fell back to the CPU"):
         engine.open(4)
@@ -138,7 +138,7 @@ def test_the_engine_answers_any_batch_up_to_the_largest(engine):
 def test_padding_to_a_bucket_changes_no_answer():
     padding = Engine(
         softmax_model(), planned(gpus=H200, max_batch_size=8)
-    )  # falls to the CPU here, and pads all the same
+    )  # falls back to the CPU here, and still pads
     padding.open(4)
     pixels = np.arange(20, dtype=np.uint8).reshape(5, 2, 2, 1)
     alone = np.concatenate([padding.run(pixels[index : index + 1]) for index in range(5)])
@@ -163,7 +163,7 @@ def test_a_model_that_does_not_run_is_an_error_before_it_is_ready():
         Engine(model.SerializeToString(), planned()).open(4)
 
 
-def test_a_poisoned_context_is_told_from_an_ordinary_failure(engine, monkeypatch):
+def test_a_lost_device_is_distinguished_from_an_ordinary_failure(engine, monkeypatch):
     class Lost:
         def get_inputs(self):
             return [type("Input", (), {"name": "pixels"})]

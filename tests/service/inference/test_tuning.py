@@ -1,4 +1,4 @@
-"""Tuning: what is fastest is chosen, kept, and used."""
+"""Tuning: the fastest settings are chosen, cached and used."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_the_fastest_is_chosen_with_the_smallest_batch_that_is_enough(planned, c
     assert (found.optimization, found.instances, found.intra_op_threads, found.max_batch_size) == ("extended", 2, 2, 4)
     assert found.images_per_second["extended, 2 x 2 threads, batch 8"] == 200
     assert found.applied(planned).buckets == (1, 2, 4)
-    monkeypatch.setattr(tuning, "throughput", None)  # what was found is kept
+    monkeypatch.setattr(tuning, "throughput", None)  # the result is cached
     assert tuned(content, planned, 3, 4, tmp_path) == found
     (kept,) = tmp_path.glob("*.json")
     kept.write_text("{broken")
@@ -62,7 +62,7 @@ def test_more_instances_must_be_faster_by_a_tenth(planned, content, tmp_path, mo
     assert tuned(content, planned, 3, 4, tmp_path).instances == instances
 
 
-def test_what_cannot_be_kept_is_used_all_the_same(planned, content, tmp_path, monkeypatch):
+def test_a_result_that_cannot_be_cached_is_still_used(planned, content, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "MEASURED_SECONDS", 0.001)
     (tmp_path / "file").write_text("no directory")
     assert isinstance(tuned(content, planned, 3, 4, tmp_path / "file"), Tuning)

@@ -43,5 +43,5 @@ async def ask(
 
 
 async def gone(reconciler: Reconciler) -> None:
-    """Waits until nothing drains any more."""
-    await asyncio.to_thread(until, lambda: not reconciler._retirements)
+    """Waits until every servable that is being drained is closed."""
+    await asyncio.to_thread(until, lambda: not reconciler._transitions._drains)

@@ -1,4 +1,4 @@
-"""Whatever operators do, at once and in any order, somebody answers, and in the end the table is the repository's."""
+"""Random operations at the same time: a version always answers, and in the end the table matches the repository."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ REFUSALS = {"conflict", "load_failed", "model_not_found"}
 
 
 class Operator:
-    """Does at random what operators and people do with the model `model`."""
+    """Performs random operations on the model `model`, as operators and people with access to its files do."""
 
     def __init__(self, seed, reconciler, root, spare):
         self.draw = random.Random(seed)
@@ -50,11 +50,11 @@ class Operator:
             self.broken.add(number)
             (staging / "model.onnx").write_bytes(b"broken")
         staging.rename(self.root / "model" / str(number))
-        await self.reconciler.look()
+        await self.reconciler.scan()
 
     async def touch(self):
         (self.root / "model" / "model.toml").touch()  # every version is loaded again
-        await self.reconciler.look()
+        await self.reconciler.scan()
 
     async def load(self):
         await self.operations.load("model", self.some())
@@ -72,7 +72,7 @@ class Operator:
         await self.operations.roll_back("model")
 
     async def delete(self):
-        if (number := self.some()) > 1:  # one sound version stays
+        if (number := self.some()) > 1:  # one valid version stays
             await self.operations.delete("model", number)
 
     async def label(self):
@@ -80,9 +80,9 @@ class Operator:
             "model", self.draw.choice(["stable", "next"]), self.draw.choice([None, self.some()])
         )
 
-    async def try_out(self):
+    async def set_shares(self):
         canary, shadow = self.draw.choices([0, 0, 5, 30], k=2)
-        await self.operations.try_out("model", self.some(), canary=canary, shadow=shadow)
+        await self.operations.set_shares("model", self.some(), canary=canary, shadow=shadow)
 
     async def pin(self):
         await self.operations.pin("model")
@@ -90,11 +90,11 @@ class Operator:
     async def unpin(self):
         await self.operations.unpin("model")
 
-    changes = (drop, touch, load, unload, cancel, activate, roll_back, delete, label, try_out, pin, unpin)
+    changes = (drop, touch, load, unload, cancel, activate, roll_back, delete, label, set_shares, pin, unpin)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
-async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tmp_path, seed):
+async def test_a_version_answers_during_random_operations(reconciler, registry, root, tmp_path, seed):
     publish_numbers(root / "model", 1)
     await reconciler.refresh()
     operator = Operator(seed, reconciler, root, publish_numbers(tmp_path / "spare"))
@@ -114,6 +114,6 @@ async def test_somebody_answers_whatever_is_asked(reconciler, registry, root, tm
     await gone(reconciler)
     records = registry.model("model").records
     for number in Repository(root).wanted("model"):
-        if records[number].reason != "its load was cancelled":  # by an operator, who has to ask for it again
+        if records[number].reason != "its load was cancelled":  # by an operator, who would have to load it again
             assert (records[number].state == "READY") is (number not in operator.broken), records[number]
     assert registry.model("model").unwanted() == []

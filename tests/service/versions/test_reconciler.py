@@ -1,4 +1,4 @@
-"""Loading, swapping and unloading: whatever the repository does, somebody answers."""
+"""Loading, swapping and unloading, while a version goes on answering."""
 
 import asyncio
 import shutil
@@ -52,7 +52,7 @@ async def test_a_new_version_replaces_the_old_one_which_answers_until_then(recon
         await reconciler.refresh()
         assert await ask(registry) == (2, "second")
         assert states(registry) == {1: "UNLOADING", 2: "READY"}
-        outcome = await old.predict([NUMBERS], 1, time.monotonic() + 20)  # who holds a lease is still answered
+        outcome = await old.predict([NUMBERS], 1, time.monotonic() + 20)  # a request with a lease is still answered
         assert outcome.results[0][0].label == "second"
     await asyncio.to_thread(until, lambda: 1 not in registry.model("model").records)
     assert states(registry) == {2: "READY"}
@@ -123,9 +123,9 @@ async def test_a_version_whose_files_change_is_loaded_again(reconciler, registry
     assert "is not the file" in registry.model("model").records[1].reason
 
 
-async def test_a_copy_under_way_is_left_for_the_next_time(reconciler, registry, root):
+async def test_a_version_that_is_still_being_copied_is_left_for_a_later_scan(reconciler, registry, root):
     publish_numbers(root / "model")
-    await reconciler.look(settled_seconds=3600)
+    await reconciler.scan(settled_seconds=3600)
     assert registry.model("model").records == {}
     with pytest.raises(ModelNotReady):
         registry.servable("model")
@@ -133,7 +133,7 @@ async def test_a_copy_under_way_is_left_for_the_next_time(reconciler, registry, 
     assert await ask(registry) == (1, "second")
 
 
-async def test_a_model_that_was_removed_is_unknown_and_its_last_caller_answered(reconciler, registry, root):
+async def test_a_model_that_was_removed_is_unknown_and_its_last_request_is_answered(reconciler, registry, root):
     publish_numbers(root / "model")
     publish_numbers(root / "other")
     await reconciler.refresh()
@@ -229,7 +229,7 @@ async def test_a_version_that_was_deleted_goes_though_a_sibling_is_broken(reconc
     assert (await ask(registry))[0] == 1
 
 
-async def test_what_is_published_answers_while_another_is_converted(reconciler, registry, root, monkeypatch):
+async def test_a_published_version_answers_while_another_is_converted(reconciler, registry, root, monkeypatch):
     model = root / "a_first"
     (model / "1").mkdir(parents=True)
     (model / "model.toml").write_text('architecture = "mlp_iris"\n')
@@ -262,10 +262,10 @@ async def test_a_version_that_is_being_loaded_again_answers_until_its_successor_
     monkeypatch.setattr(Loader, "load", load)
     toml = root / "model" / "model.toml"
     toml.write_text(toml.read_text() + "min_agreement = 0.5\n")
-    await reconciler.look()
+    await reconciler.scan()
     await begun.wait()
     shutil.copytree(root / "model" / "1", root / "model" / "2")
-    await reconciler.look()  # version 1 need not be loaded again: it is cancelled
+    await reconciler.scan()  # version 1 need not be loaded again: it is cancelled
     assert await ask(registry) == (1, "second")
     while registry.model("model").live.version == 1:
         assert await ask(registry) == (1, "second")
@@ -276,7 +276,7 @@ async def test_a_version_that_is_being_loaded_again_answers_until_its_successor_
 
 
 @pytest.mark.parametrize("tune", [False, True])
-async def test_nothing_is_opened_beside_what_a_cancelled_load_still_does(reconciler, registry, root, monkeypatch, tune):
+async def test_nothing_is_opened_while_a_cancelled_load_still_works(reconciler, registry, root, monkeypatch, tune):
     begun, cancelled, opened = (threading.Event() for _ in range(3))
     beside, really = [], Engine.open
 
@@ -297,13 +297,13 @@ async def test_nothing_is_opened_beside_what_a_cancelled_load_still_does(reconci
     if tune:
         toml = root / "model" / "model.toml"
         toml.write_text(toml.read_text() + "tune = true\n")
-    await reconciler.look()
+    await reconciler.scan()
     await asyncio.to_thread(begun.wait, 30)
     publish_numbers(root / "other")
-    await reconciler.look()
+    await reconciler.scan()
     record = registry.model("model").records[1]
     for _ in range(2):
-        reconciler.cancel(record)
+        record.cancel()
         await asyncio.sleep(0)
     cancelled.set()
     await record.loaded()
@@ -313,7 +313,7 @@ async def test_nothing_is_opened_beside_what_a_cancelled_load_still_does(reconci
     assert (await ask(registry, "other"))[0] == 1
 
 
-async def test_a_repository_that_vanishes_leaves_what_is_loaded(reconciler, registry, root):
+async def test_the_loaded_versions_stay_if_the_repository_vanishes(reconciler, registry, root):
     publish_numbers(root / "model")
     await reconciler.refresh()
     shutil.rmtree(root)
@@ -357,12 +357,10 @@ async def test_a_model_that_cannot_be_loaded_does_not_keep_the_others_unready(re
     assert "is not the file" in registry.model("broken").why_unready
     shutil.rmtree(root / "model")
     await reconciler.refresh()
-    assert "is not the file" in registry.unready()["broken"]  # nobody answers
+    assert "is not the file" in registry.unready()["broken"]  # no model answers
 
 
-async def test_nobody_is_ready_before_what_lay_there_at_the_start_has_been_tried(
-    reconciler, registry, root, monkeypatch
-):
+async def test_the_server_is_unready_until_the_loads_of_the_start_have_ended(reconciler, registry, root, monkeypatch):
     publish_numbers(root / "model")
     publish_numbers(root / "slow")
     go, really = asyncio.Event(), Loader.load
@@ -373,20 +371,20 @@ async def test_nobody_is_ready_before_what_lay_there_at_the_start_has_been_tried
         return await really(self, version, *arguments, **options)
 
     monkeypatch.setattr(Loader, "load", load)
-    await reconciler.look()
+    await reconciler.scan()
     await registry.model("model").records[1].loaded()
     assert registry.unready().keys() == {"slow"}
     go.set()
     await asyncio.to_thread(until, lambda: not registry.unready())
-    # From now on it answers, whatever is loaded of it.
+    # From now on the model answers, even while another version of it is loaded.
     go.clear()
     shutil.copytree(root / "slow" / "1", root / "slow" / "2")
-    await reconciler.look()
+    await reconciler.scan()
     assert registry.unready() == {}
     go.set()
 
 
-async def test_a_broken_model_that_is_loaded_anew_does_not_make_the_server_unready(
+async def test_a_broken_model_that_is_loaded_again_does_not_make_the_server_unready(
     reconciler, registry, root, monkeypatch
 ):
     publish_broken(root / "broken")
@@ -402,13 +400,13 @@ async def test_a_broken_model_that_is_loaded_anew_does_not_make_the_server_unrea
     monkeypatch.setattr(Loader, "load", load)
     publish_broken(root / "other")
     (root / "broken" / "model.toml").touch()
-    await reconciler.look()
+    await reconciler.scan()
     await begun.wait()
     assert registry.unready() == {}
     assert states(registry, "other") == {1: "LOADING"}
 
 
-async def test_what_the_settings_name_has_to_answer(registry, root, cache):
+async def test_every_model_that_the_settings_name_has_to_answer(registry, root, cache):
     publish_broken(root / "broken")
     publish_numbers(root / "model")
     async with reconciling(registry, repository=root, cache=cache, models=("broken", "model")) as reconciler:
@@ -421,7 +419,7 @@ async def test_what_the_settings_name_has_to_answer(registry, root, cache):
         assert registry.unready() == {}
 
 
-async def test_what_befalls_one_model_costs_that_model_alone(reconciler, registry, root, monkeypatch):
+async def test_an_error_in_one_model_affects_that_model_alone(reconciler, registry, root, monkeypatch):
     publish_numbers(root / "a_first")
     publish_numbers(root / "model")
     really = Repository.inventory
@@ -434,30 +432,32 @@ async def test_what_befalls_one_model_costs_that_model_alone(reconciler, registr
     monkeypatch.setattr(Repository, "inventory", inventory)
     await reconciler.refresh()
     assert await ask(registry) == (1, "second")
-    assert "its log has it" in registry.model("a_first").why_unready
+    assert "internal error" in registry.model("a_first").why_unready
 
 
-async def test_a_published_version_that_never_ends_leaves_the_live_one_and_holds_nobody_up(reconciler, registry, root):
+async def test_a_published_version_that_never_ends_leaves_the_live_one_and_delays_no_other_model(
+    reconciler, registry, root
+):
     publish_numbers(root / "model")
     await reconciler.refresh()
     (root / "model" / "2").mkdir()
     for path in publish(root / "endless", SPEC, endless()).iterdir():
         path.rename(root / "model" / "2" / path.name)
-    await reconciler.look()
+    await reconciler.scan()
     record = registry.model("model").records[2]
     await asyncio.to_thread(until, lambda: record.reason == "checking: run")
     publish_softmax(root / "other", labels=("one", "that", "nobody checked"))
-    await reconciler.look()
+    await reconciler.scan()
     await registry.model("other").records[1].loaded()
     assert states(registry, "other") == {1: "READY"}
     assert await ask(registry) == (1, "second")
     assert (states(registry), record.reason) == ({1: "READY", 2: "LOADING"}, "checking: run")
-    reconciler.cancel(record)
+    record.cancel()
     await record.loaded()
     assert not converting()
 
 
-async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, root, cache, monkeypatch):
+async def test_a_conversion_that_never_ends_delays_no_other_model(registry, root, cache, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     converter = Converter(cache, timeout_seconds=600, module="tests.misbehaving")
     monkeypatch.setattr("service.versions.loader.Converter.of", lambda _: converter)
@@ -468,7 +468,7 @@ async def test_a_conversion_that_never_ends_holds_up_no_other_model(registry, ro
             (root / name / str(version) / "weights.pth").write_bytes(torch_bytes(note + b" %d" % version))
         (root / name / "model.toml").write_text('architecture = "mlp_iris"\nnum_classes = 4\nversions = "all"\n')
     async with reconciling(registry, repository=root, cache=cache) as reconciler:
-        await reconciler.look()
+        await reconciler.scan()
         endless = registry.model("a_endless").records
         await asyncio.to_thread(until, lambda: len(converting()) > 1)
         for name in ("b", "c"):
