@@ -294,7 +294,7 @@ PROBLEMS = {
     "empty": ("cut or damaged HDF5 file", "again"),
     "claims": ("claims to hold", "again"),
     "several": ("ends with a sigmoid for each class", "output"),
-    "alone": ("holds weights alone", "architecture"),
+    "alone": ("holds only weights", "architecture"),
     "code": (
         "exported is a SavedModel: to convert it, code of whoever made it has to be run",
         "MENAGERIE_ALLOW_CODE=true",
