@@ -14,8 +14,7 @@ import onnxruntime
 import structlog
 from pydantic import ValidationError
 
-from models.artifact import manifest as manifests
-from models.artifact.manifest import Manifest
+from models.artifact.manifest import Manifest, read_manifest
 from models.artifact.staging import write_file
 from models.conversion.check import Found, Job
 from service.conversion.slots import Slots
@@ -53,7 +52,7 @@ class Checker:
     async def check(self, model: str, directory: Path, batches: Sequence[int], on_step: OnStep) -> Passed:
         """Checks that the version in a directory runs on batches of these sizes. Raises RepositoryError."""
         with translate_errors(directory):
-            manifest = await asyncio.to_thread(manifests.read_manifest, directory)
+            manifest = await asyncio.to_thread(read_manifest, directory)
         key = await asyncio.to_thread(_key, manifest, batches)
         kept = self._cache / "checked" / f"{key}.json"
         if (found := await asyncio.to_thread(_read, kept)) is None:
