@@ -51,9 +51,7 @@ def parse(content: bytes, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except ValueError as error:  # also raised for numbers out of Python's range
-        raise ArtifactError(
-            f"{name} cannot be read: {str(error)[:200]}", "correct it; the README lists what it may say"
-        ) from error
+        raise ArtifactError(f"{name} cannot be read: {str(error)[:200]}", "correct its TOML syntax") from error
 
 
 def dumps(values: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # a decoder has no settings, and need not import the module
 
 @dataclass(frozen=True, kw_only=True)
 class Shortcuts:
-    """A shortcut is on by default if it changed no answer in the measurements that are in the README."""
+    """A shortcut is on by default if it changed no answer in the measurements of docs/explanation/fidelity.md."""
 
     simd: bool = True
     """Decode and resize with `service/images/raster.py`, if its libraries are installed."""

@@ -197,7 +197,7 @@ def _readable(name: str) -> Iterator[None]:
         ) from error
 
 
-_CORRECT = "correct it; the README lists what a model.toml may say"
+_CORRECT = "correct it; docs/reference/model-toml.md lists its keys"
 
 
 def read_converted(directory: Path) -> tuple[Manifest, bytes]:

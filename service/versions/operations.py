@@ -217,7 +217,9 @@ def _check_config(content: bytes) -> None:
     try:
         ModelConfig.model_validate(toml_file.parse(content, CONFIG_FILE))
     except ValidationError as error:
-        raise InvalidInput(f"{CONFIG_FILE}: {first_problem(error)}", cure="the README lists its keys") from error
+        raise InvalidInput(
+            f"{CONFIG_FILE}: {first_problem(error)}", cure="docs/reference/model-toml.md lists its keys"
+        ) from error
     except ArtifactError as error:
         raise InvalidInput(str(error), cure=error.cure) from error
 

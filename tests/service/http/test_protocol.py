@@ -215,7 +215,8 @@ def refused(code, times=1):
     before = counter._value.get()
     with structlog.testing.capture_logs() as events:
         yield
-        until(lambda: counter._value.get() == before + times)
+        # The log line may come after the count.
+        until(lambda: counter._value.get() == before + times and any(event["event"] == "refused" for event in events))
     told = [event for event in events if event["event"] == "refused"]
     assert {(event["outcome"], event["log_level"]) for event in told} == {(code, "info")}
 
