@@ -1,1 +1,1 @@
-"""What an artifact is and how it lies on disk. Imports architecture, inputs, outputs and errors of models."""
+"""Artifacts and their files on disk. Imports architecture, inputs, outputs and errors of models."""

@@ -1,4 +1,4 @@
-"""What an artifact is: the settings of a model, what a version is to be, its weights and fingerprint."""
+"""Artifacts: the settings of a model, the specification of a version, its weights and its fingerprint."""
 
 import re
 from collections.abc import Mapping
@@ -26,46 +26,46 @@ Precision = Literal["fp32", "fp16", "int8"]
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 MAX_CLASSES = 2**20
 Classes = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
-"""How many a network may tell apart: each has a label, and the largest public lists have 21,841."""
+"""The number of classes of a network. Each has a label; the largest public lists have 21,841."""
 
 
 class Batching(Frozen):
-    """`[batching]` of a model.toml; what is left out comes from the server's settings."""
+    """`[batching]` of a model.toml. Missing values come from the server's settings."""
 
     max_batch_size: int | None = Field(None, ge=1, le=1024)
     max_queue_delay_seconds: float | None = Field(None, ge=0, le=60, allow_inf_nan=False)
 
 
 class ModelConfig(Frozen):
-    """model.toml, and over it the artifact.toml of one version."""
+    """The settings of model.toml; those in the artifact.toml of a version override them."""
 
     architecture: str | None = None
-    """Only a file that holds a whole model does without."""
+    """A name in the catalog. Only a file that holds a whole model needs none."""
     framework: Framework | None = None
-    """Default: told from the weights' bytes."""
+    """Default: detected from the weights."""
     weights: str | None = None
-    """What of the version's directory, or `package:NAME/PATH`. Default: what is there called weights, or weights.*"""
+    """A path in the version's directory, or `package:NAME/PATH`. Default: the file called weights or weights.*"""
     num_classes: Classes | None = None
-    """Default: as many as there are labels, else as the architecture has."""
+    """Default: the number of labels, or else that of the architecture."""
     labels: str | tuple[str, ...] | None = None
     """The labels themselves, or the name of a built-in list (imagenet). Default: the lines of labels.txt."""
     output: Output | None = None
-    """What the network gives. Default: as the architecture says."""
+    """The kind of numbers that the network computes. Default: that of the architecture."""
     input: dict[str, Any] = Field(default_factory=dict)
-    """Settings that differ from the architecture's own input."""
+    """Settings that differ from the architecture's input."""
     precision: Precision | Literal["auto"] = "fp32"
-    """What the graph computes in. `auto` keeps the fastest that passes its gates."""
+    """The numbers that the graph computes with. `auto` keeps the fastest precision that passes its tests."""
     precision_agreement: float | None = Field(None, gt=0, le=1)
-    """The share of the held-out images on which fp16 or int8 must give the label of fp32. Default: that of its gate."""
+    """The share of the held-out images on which fp16 or int8 must predict the label of fp32. Default: by precision."""
     batching: Batching = Batching()
     versions: Literal["latest", "all"] | tuple[VersionNumber, ...] = "latest"
-    """Which versions are loaded; the highest of them answers unless a request names another."""
+    """The versions to load. The highest of them answers requests that name no version."""
     min_agreement: float = Field(0.0, ge=0, le=1)
-    """The share of the golden inputs to which a version must give the live one's label, else it does not go live."""
+    """A version goes live only if it predicts the live version's label for at least this share of the golden inputs."""
     tune: bool = False
-    """Whether the engine's threads, instances, level and largest batch are found by measurement at the first load."""
+    """Whether the first load measures the best threads, instances, optimization level and maximum batch size."""
     unload_first: bool = False
-    """Whether the live version is unloaded before the new one is loaded, where memory does not hold both."""
+    """Whether the live version is unloaded before the new one is loaded if memory does not hold both."""
 
     @field_validator("input")
     @classmethod
@@ -73,9 +73,9 @@ class ModelConfig(Frozen):
         return expand(values)
 
     def overridden(self, values: Mapping[str, Any]) -> Self:
-        """These settings with those of an artifact.toml over them, key by key. Raises ValueError."""
+        """These settings, overridden key by key by those of an artifact.toml. Raises ValueError."""
         if misplaced := _OF_ALL_VERSIONS & values.keys():
-            raise ValueError(f"{min(misplaced)} belongs into model.toml: it is about all versions")
+            raise ValueError(f"{min(misplaced)} belongs into model.toml: it applies to all versions")
         over = type(self).model_validate(values)
         given = {name: getattr(over, name) for name in values}
         batching = self.batching.model_copy(update=over.batching.model_dump(exclude_unset=True))
@@ -83,25 +83,25 @@ class ModelConfig(Frozen):
 
 
 Runtime = Framework | Literal["onnx"]
-"""What gives the answers that the published file is held against."""
+"""The runtime whose outputs are the reference for the converted file."""
 
 
 class Spec(Frozen):
-    """What decides the graph and the answers, whatever the weights."""
+    """Everything but the weights that determines the graph and its outputs."""
 
     architecture: str
-    """Its name in the catalog; of a whole model, `whole:` and the name of the format."""
+    """The name in the catalog; for a whole model, `whole:` and the name of the format."""
     framework: Runtime
     num_classes: Classes
     input: Input
     output: Output
     labels: tuple[str, ...]
     layout: Literal["NCHW", "NHWC"] | None = None
-    """How the network takes images. Default: as its framework does."""
+    """The layout of the network's images. Default: that of its framework."""
     dtype: Literal["float32", "uint8"] = "float32"
-    """What the network takes; the answers are float32 in any case."""
+    """The type of the network's input. The output is always float32."""
     precision: Precision | Literal["auto"] = "fp32"
-    """What was asked for; the manifest says what it became."""
+    """The precision in model.toml; the manifest has the one that was chosen."""
     precision_agreement: float | None = None
 
     @model_validator(mode="after")
@@ -109,40 +109,40 @@ class Spec(Frozen):
         if len(self.labels) != self.num_classes:
             raise ValueError(f"there are {len(self.labels)} labels for {self.num_classes} classes")
         if self.outputs == 1 and self.num_classes != 2:  # noqa: PLR2004
-            raise ValueError(f"one {self.output} tells two classes apart, and there are {self.num_classes}")
+            raise ValueError(f"one {self.output} distinguishes two classes, and there are {self.num_classes}")
         return self
 
     @property
     def outputs(self) -> int:
-        """How many numbers the network gives for an item."""
+        """The number of outputs for each item."""
         return outputs_of(self.output, self.num_classes)
 
     @property
     def channels_first(self) -> bool:
-        """Whether the network takes images as [N, channels, height, width]."""
+        """Whether the network's images are [N, channels, height, width]."""
         return self.layout == "NCHW" or (self.layout is None and self.framework == "torch")
 
     def admits(self, spec: "Spec") -> bool:
-        """Whether the spec is this one."""
+        """Whether the spec equals this one."""
         return spec == self
 
 
 class Draft(Frozen):
-    """What is known of a version but for its network: what model.toml and the labels say."""
+    """A spec without the network's part: model.toml and the labels only."""
 
     architecture: str
     framework: Runtime
     num_classes: Classes | None
     input: dict[str, Any]
-    """Settings that differ from the network's own input."""
+    """Settings that differ from the network's input."""
     output: Output | None
     labels: tuple[str, ...]
-    """None where nobody gave any."""
+    """Empty if none are given."""
     precision: Precision | Literal["auto"] = "fp32"
     precision_agreement: float | None = None
 
     def complete(self, num_classes: int, item: Input, output: Output, **layout: Any) -> Spec:
-        """The spec of this version for a network that has so many classes, takes that and gives that.
+        """The spec of this version, for a network with that number of classes, that input and that output.
 
         Raises ArtifactError, pydantic.ValidationError.
         """
@@ -152,7 +152,9 @@ class Draft(Frozen):
                 f"there are {len(self.labels)} labels for {classes} classes", "make num_classes and the labels agree"
             )
         if classes > MAX_CLASSES:
-            raise ArtifactError(f"there are {classes} classes, of {MAX_CLASSES} at most", "serve a network of fewer")
+            raise ArtifactError(
+                f"there are {classes} classes, and {MAX_CLASSES} are allowed", "serve a network with fewer classes"
+            )
         return Spec(
             architecture=self.architecture,
             framework=self.framework,
@@ -166,7 +168,7 @@ class Draft(Frozen):
         )
 
     def admits(self, spec: Spec) -> bool:
-        """Whether the spec is this draft's, completed for some network."""
+        """Whether the spec is this draft, completed for some network."""
         try:
             completed = self.complete(spec.num_classes, spec.input, spec.output, layout=spec.layout, dtype=spec.dtype)
         except ValueError:
@@ -175,20 +177,20 @@ class Draft(Frozen):
 
 
 class Artifact(Frozen):
-    """One trained version, resolved: nothing is left to defaults."""
+    """One trained version with every default filled in."""
 
     spec: Spec | Draft
-    """A draft where the file holds a whole model: the child completes it from there."""
+    """A draft if the file holds a whole model: the converting process completes it from the file."""
     weights: Path
-    """The file; of a SavedModel the directory, of a TensorFlow checkpoint the index."""
+    """The file; for a SavedModel the directory, for a TensorFlow checkpoint the index."""
     calibration: tuple[Path, ...] = ()
-    """Images, or a file of numbers, on which another precision than fp32 is calibrated and judged."""
+    """Images, or a file of numbers, to calibrate and evaluate fp16 and int8 with."""
     fingerprint: str
-    """SHA-256 over the weights, the spec, the calibration files and the code that converts them."""
+    """SHA-256 of the weights, the spec, the calibration files and the code that converts them."""
 
 
 def _changed(default: Input, changes: Mapping[str, Any]) -> Input:
-    """An input with these changes; one of another kind is not built on it. Raises ValidationError."""
+    """The default input with these changes; the changes alone if they are of another kind. Raises ValidationError."""
     same_kind = changes.get("kind", default.kind) == default.kind
     found: Input = TypeAdapter(Input).validate_python({**(default.model_dump() if same_kind else {}), **changes})
     return found

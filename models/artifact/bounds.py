@@ -1,6 +1,6 @@
-"""What no honest file claims: archives, HDF5 files and headers are held against their real size before they are read.
+"""Checks of archives, HDF5 files and headers before they are read: a file must not claim more than its size allows.
 
-Nothing here unpacks, allocates or follows what a file merely says.
+Nothing here unpacks, allocates or follows anything because a file says so.
 """
 
 import json
@@ -16,20 +16,20 @@ from typing import Any
 from models.artifact.formats import BROKEN_FILE
 from models.errors import ArtifactError
 
-MAX_CONFIG_BYTES = 32 * 2**20  # NASNetLarge's, the library's longest, has less than 2 MiB
-MAX_VALUES = 2**29  # of one tensor between two layers, for one item
+MAX_CONFIG_BYTES = 32 * 2**20  # the longest in the Keras library, NASNetLarge's, has less than 2 MiB
+MAX_VALUES = 2**29  # in one tensor between two layers, for one item
 
-_EXPANSION = 100  # times its own size: zeros aside, weights are hardly compressed at all
-_FREE_BYTES = 2**20  # what a file may claim beyond that: a small one of zeros is no bomb
+_EXPANSION = 100  # times its own size: apart from zeros, weights hardly compress
+_FREE_BYTES = 2**20  # a file may claim this much beyond it: a small file of zeros is harmless
 _MAX_OBJECTS = 200_000
 _MAX_DEPTH = 64
-_MAX_DIMENSIONS = 64  # NumPy's most
+_MAX_DIMENSIONS = 64  # the maximum of NumPy
 
 _UNPACKS = "save the model again with its own library, without compression"
 
 
 def check_zip(path: Path) -> None:
-    """Raises ArtifactError where an archive would unpack to far more than it is, or to somewhere else."""
+    """Raises ArtifactError if an archive would unpack to far more than its size, or outside its directory."""
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
@@ -39,7 +39,7 @@ def check_zip(path: Path) -> None:
     for entry in entries:
         inside = PurePosixPath(entry.filename.replace("\\", "/"))
         if inside.is_absolute() or ".." in inside.parts or ":" in entry.filename or "\0" in entry.orig_filename:
-            raise ArtifactError(f"{path.name} holds {entry.filename!r}, which lies outside of the archive", _UNPACKS)
+            raise ArtifactError(f"{path.name} holds {entry.filename!r}, which is outside of the archive", _UNPACKS)
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise ArtifactError(f"{path.name} holds {entry.filename!r}, which is a link", _UNPACKS)
         if entry.flag_bits & 1:
@@ -52,19 +52,19 @@ def check_zip(path: Path) -> None:
 
 
 def check_claim(name: str, claimed: int, size: int, expansion: int = _EXPANSION) -> None:
-    """Raises ArtifactError where so many bytes, once read, cannot be what is stored in `size` bytes."""
+    """Raises ArtifactError if `size` stored bytes cannot hold the claimed number of bytes."""
     if claimed > expansion * size + _FREE_BYTES:
         raise ArtifactError(f"{name} has {size:,} bytes, and claims to hold {claimed:,}", _UNPACKS)
 
 
 def check_safetensors(path: Path) -> None:
-    """Raises ArtifactError where the header is larger than any network needs, or says what the file does not hold."""
+    """Raises ArtifactError if the header is larger than any network needs, or describes data that the file lacks."""
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(size - 8, MAX_CONFIG_BYTES):
             raise ArtifactError(
-                f"{path.name} claims a header of {length:,} bytes, of {MAX_CONFIG_BYTES:,} at most", BROKEN_FILE
+                f"{path.name} claims a header of {length:,} bytes, and {MAX_CONFIG_BYTES:,} are allowed", BROKEN_FILE
             )
         content = file.read(length)
     held = size - 8 - length
@@ -80,24 +80,24 @@ def check_safetensors(path: Path) -> None:
             raise ArtifactError(f"{path.name} cannot be read: {name!r} has the shape {sizes}", BROKEN_FILE)
         claimed = math.prod(sizes)
         if not 0 <= start <= end <= held or claimed > 2 * (end - start):  # half a byte is the smallest number
-            raise ArtifactError(f"{path.name} does not hold all of {name!r} that it claims", BROKEN_FILE)
+            raise ArtifactError(f"{path.name} does not hold all of {name!r}", BROKEN_FILE)
 
 
 def json_object(content: bytes, name: str) -> dict[str, Any]:
-    """What a file says of itself, which is bounded already. Raises ArtifactError."""
+    """The JSON object in which a file describes itself; its length is bounded already. Raises ArtifactError."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{name} cannot be read: what it says of itself is no JSON", BROKEN_FILE) from error
+        raise ArtifactError(f"{name} cannot be read: its description is not JSON", BROKEN_FILE) from error
     if not isinstance(found, dict):
-        raise ArtifactError(f"{name} cannot be read: what it says of itself is a {type(found).__name__}", BROKEN_FILE)
+        raise ArtifactError(f"{name} cannot be read: its description is a {type(found).__name__}", BROKEN_FILE)
     return found
 
 
 def check_hdf5(path: Path, name: str) -> None:
-    """Raises ArtifactError where a file points outside of itself, or claims numbers that it does not hold.
+    """Raises ArtifactError if a file refers to another file, or claims numbers that it does not hold.
 
-    `name` is what it is called in the message.
+    `name` is the name in error messages.
     """
     import h5py  # noqa: PLC0415
 
@@ -108,22 +108,22 @@ def check_hdf5(path: Path, name: str) -> None:
                 claimed += _check_dataset(dataset, where, name)
     except ArtifactError:
         raise
-    except Exception as error:  # h5py has no error of its own for a broken file
+    except Exception as error:  # h5py raises all kinds of errors for a broken file
         raise ArtifactError(f"{name} cannot be read: it is a cut or damaged HDF5 file", BROKEN_FILE) from error
     check_claim(name, claimed, size)
 
 
 def _datasets(file: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Every dataset with its path, following no link. Raises ArtifactError."""
+    """Every dataset with its path. Links are not followed. Raises ArtifactError."""
     import h5py  # noqa: PLC0415
 
-    rooms, seen = [("", file)], set()
-    while rooms:
-        where, group = rooms.pop()
+    pending, seen = [("", file)], set()
+    while pending:
+        where, group = pending.pop()
         for key in group:
             inside = f"{where}/{key}"
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise ArtifactError(f"{name} holds a link to somewhere else: {inside}", _UNPACKS)
+                raise ArtifactError(f"{name} holds a link: {inside}", _UNPACKS)
             found = group[key]
             address = h5py.h5o.get_info(found.id).addr
             if address in seen:
@@ -132,17 +132,17 @@ def _datasets(file: Any, name: str) -> Iterator[tuple[str, Any]]:
             if len(seen) > _MAX_OBJECTS or inside.count("/") > _MAX_DEPTH:
                 raise ArtifactError(f"{name} holds more groups than any network has", _UNPACKS)
             if isinstance(found, h5py.Group):
-                rooms.append((inside, found))
+                pending.append((inside, found))
             elif isinstance(found, h5py.Dataset):
                 yield inside, found
 
 
 def _check_dataset(dataset: Any, where: str, name: str) -> int:
-    """How many bytes it claims. Raises ArtifactError."""
+    """The number of bytes that a dataset claims. Raises ArtifactError."""
     if dataset.is_virtual or dataset.external:
         raise ArtifactError(f"{name} keeps {where} in another file", _UNPACKS)
     if dataset.dtype.kind not in "biufVS":
-        raise ArtifactError(f"{name} holds {where}, which is not made of numbers", _UNPACKS)
+        raise ArtifactError(f"{name} holds {where}, which are not numbers", _UNPACKS)
     claimed: int = math.prod(dataset.shape or ()) * dataset.dtype.itemsize
     check_claim(f"{where} of {name}", claimed, dataset.id.get_storage_size())
     return claimed

@@ -1,4 +1,4 @@
-"""What a saved file is, told from its bytes and never from its name."""
+"""File formats, detected from the content of a file and never from its name."""
 
 import os
 import re
@@ -16,16 +16,16 @@ from models.errors import ArtifactError
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One way of saving a model."""
+    """A file format for saved models."""
 
     name: str
     title: str
-    """For people, with its article."""
+    """The name for messages, with its article."""
     framework: Framework | Literal["onnx"]
     holds: Literal["weights", "model", "either"]
-    """`either`: the file may say how the network is built, or not; only reading it tells."""
+    """`either`: the file may describe the network or not, which shows only when it is read."""
     code: bool = False
-    """Whether the network that it holds is code, to be run and not only read."""
+    """Whether the network is stored as code, which has to be run."""
 
 
 STATE_DICT = Format(name="state_dict", title="a PyTorch state_dict", framework="torch", holds="weights")
@@ -64,22 +64,22 @@ BROKEN_FILE = "copy the file again, or save it again"
 
 _SHARD = re.compile(r"(.*)\.data-\d{5}-of-\d{5}", re.DOTALL)
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # how a TensorFlow index ends
-_MAX_ONNX_FIELD = 26  # of the message ModelProto
+_TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # the last bytes of a TensorFlow index
+_MAX_ONNX_FIELD = 26  # in the message ModelProto
 _ONNX_GRAPH = 7
-_MAX_ONNX_FIELDS = 2**16  # told within a second; a file has a field for each function and note, some thousands at most
+_MAX_ONNX_FIELDS = 2**16  # read within a second; a file has a field for each function and note, a few thousand at most
 
 
 def detect(path: Path) -> Format:
-    """The format of a file, of a SavedModel's directory, or of the checkpoint whose index this is.
+    """The format of a file, of a SavedModel's directory, or of a checkpoint with this index.
 
-    Raises ArtifactError where it is none, OSError.
+    Raises ArtifactError if it is in no known format; OSError.
     """
     if path.is_dir():
         if not (path / SAVED_MODEL_FILE).is_file():
             raise ArtifactError(
                 f"the directory {path.name} holds no {SAVED_MODEL_FILE}",
-                "put a SavedModel's directory there, or one file; a checkpoint's two files may lie there too",
+                "put a SavedModel's directory there, or one file, or the two files of a checkpoint",
             )
         return SAVED_MODEL
     with path.open("rb") as file:
@@ -90,7 +90,7 @@ def detect(path: Path) -> Format:
             if is_it(file, start):
                 return FORMATS[known]
     raise ArtifactError(
-        f"{path.name} is in no format that is known here: {_shown(start)}",
+        f"{path.name} is in no known format: {_shown(start)}",
         "save it as a PyTorch state_dict, safetensors, .keras, .h5 or .onnx; if it is one, copy it again",
     )
 
@@ -99,7 +99,7 @@ def _shown(start: bytes) -> str:
     if not start:
         return "it is empty"
     if start.startswith(b"version https://git-lfs"):
-        return "it is Git LFS' note of where the file is (git lfs pull fetches it)"
+        return "it is a Git LFS pointer (git lfs pull fetches the file)"
     return f"it begins with {start[:8]!r}"
 
 
@@ -120,7 +120,7 @@ def _of_zip(path: Path) -> Format:
     raise ArtifactError(
         f"{path.name} is a zip archive, and neither PyTorch nor Keras wrote it: "
         f"it holds {', '.join(name[:64] for name in sorted(names)[:3]) or 'nothing'}",
-        "unpack it, and put the weights themselves there",
+        "unpack it, and use the weights in it",
     )
 
 
@@ -142,7 +142,7 @@ def _is_checkpoint(file: BinaryIO, start: bytes) -> bool:
 
 
 def _is_onnx(file: BinaryIO, _start: bytes) -> bool:
-    """Whether the bytes are the fields of a ModelProto, one behind the other to the end, with a graph among them."""
+    """Whether the file is a sequence of ModelProto's fields to its last byte, with a graph among them."""
     size, seen = _size(file), set()
     file.seek(0)
     for _ in range(_MAX_ONNX_FIELDS):
@@ -153,7 +153,7 @@ def _is_onnx(file: BinaryIO, _start: bytes) -> bool:
         if not 1 <= field <= _MAX_ONNX_FIELD or kind not in {0, 2}:
             return False
         value = _varint(file)
-        if kind == 2:  # noqa: PLR2004 - a length, and so many bytes
+        if kind == 2:  # noqa: PLR2004 - a length, then that number of bytes
             file.seek(value, 1)
         if not at < file.tell() <= size:
             return False
@@ -162,7 +162,7 @@ def _is_onnx(file: BinaryIO, _start: bytes) -> bool:
 
 
 def _varint(file: BinaryIO) -> int:
-    """A number as protocol buffers write it; what is no such number becomes one that no field has."""
+    """A number in the encoding of protocol buffers; 0, which is no field, if it is invalid."""
     value = 0
     for shift in range(0, 63, 7):
         byte = file.read(1)
@@ -184,7 +184,7 @@ _SIGNS: Mapping[str, Callable[[BinaryIO, bytes], bool]] = {
 
 
 def parts(path: Path) -> list[Path]:
-    """The files that an artifact consists of: one, those of a SavedModel's directory, or a checkpoint's. Sorted."""
+    """The files of an artifact, sorted: one file, those in a SavedModel's directory, or those of a checkpoint."""
     if path.is_dir():
         return [each for each in below(path) if not stat.S_ISDIR(each.lstat().st_mode)]
     if path.name.endswith(INDEX_SUFFIX):
@@ -194,40 +194,40 @@ def parts(path: Path) -> list[Path]:
 
 
 def below(directory: Path) -> list[Path]:
-    """Everything that is in a directory and those inside of it, sorted; links are not followed. Empty where it is none.
+    """Everything below a directory, sorted; links are not followed. Empty if it is not a directory.
 
-    Raises ArtifactError where that is more, or deeper, than any version has; OSError.
+    Raises ArtifactError if there are more files or levels than any version has; OSError.
     """
     found: list[Path] = []
-    rooms = [(directory, 1)] if directory.is_dir() else []
-    while rooms:
-        room, depth = rooms.pop()
-        with os.scandir(room) as entries:
+    pending = [(directory, 1)] if directory.is_dir() else []
+    while pending:
+        inside, depth = pending.pop()
+        with os.scandir(inside) as entries:
             for entry in entries:
-                found.append(room / entry.name)
+                found.append(inside / entry.name)
                 if len(found) > MAX_ENTRIES or depth > _MAX_DEPTH:
                     raise ArtifactError(
                         f"{directory.name} holds more than {MAX_ENTRIES} files, or directories {_MAX_DEPTH} deep",
-                        "keep there what the version is made of, and nothing else",
+                        "keep only the files of the version there",
                     )
                 if entry.is_dir(follow_symlinks=False):
-                    rooms.append((found[-1], depth + 1))
+                    pending.append((found[-1], depth + 1))
     return sorted(found)
 
 
 def is_shard(name: str, stem: str) -> bool:
-    """Whether a file of that name holds values of the checkpoint that is called `stem`."""
+    """Whether a file of that name is a data file of the checkpoint `stem`."""
     shard = _SHARD.fullmatch(name)
     return shard is not None and shard[1] == stem
 
 
 def entries(names: Iterable[str]) -> list[str]:
-    """What of these is one artifact each: the data files of a checkpoint go with its index."""
+    """The names that stand for an artifact each: the data files of a checkpoint belong to its index."""
     found = sorted(names)
     stems = {name.removesuffix(INDEX_SUFFIX) for name in found if name.endswith(INDEX_SUFFIX)}
     return [name for name in found if not ((shard := _SHARD.fullmatch(name)) and shard[1] in stems)]
 
 
 def is_regular(path: Path) -> bool:
-    """Whether there is a file itself, not a link to one."""
+    """Whether the path is a regular file, and not a link to one."""
     return os.path.lexists(path) and stat.S_ISREG(path.lstat().st_mode)

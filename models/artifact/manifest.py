@@ -1,4 +1,4 @@
-"""What is published beside an ONNX file: where it came from, and how it was judged."""
+"""The manifest beside a converted ONNX file: its origin, and how it compares with the original network."""
 
 import hashlib
 import json
@@ -16,28 +16,28 @@ from models.inputs import Frozen
 
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
-MAX_MANIFEST_BYTES = 16 * 2**20  # most of it is labels
-MAX_ONNX_BYTES = 2**31 - 1  # what a message of protocol buffers may have
+MAX_MANIFEST_BYTES = 16 * 2**20  # mostly labels
+MAX_ONNX_BYTES = 2**31 - 1  # the limit of protocol buffers
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""In hexadecimal digits; some name a directory."""
+"""Hexadecimal digits; some are names of directories."""
 
 
 class Parity(Frozen):
-    """How far ONNX Runtime's answers are from the framework's own, or those of fp16 and int8 from those of fp32."""
+    """How much the outputs of ONNX Runtime differ from the framework's, or those of fp16 and int8 from fp32."""
 
     relative_error: float
-    """Largest difference of the network's outputs, over the largest output."""
+    """Largest difference between the network's outputs, relative to the largest output."""
     probability_error: float
-    """Largest difference of the probabilities."""
+    """Largest difference between probabilities."""
     top1_agreement: float
-    """Share of the items whose best class is the same."""
+    """Share of the items with the same top class."""
     batches: tuple[int, ...]
     items: int
 
 
 class Trial(Frozen):
-    """What was found of one precision, beside fp32 and on items that it was not calibrated on."""
+    """The evaluation of one precision against fp32, on items that were not used to calibrate it."""
 
     precision: Precision
     chosen: bool
@@ -45,45 +45,45 @@ class Trial(Frozen):
     calibrated_on: int = 0
     """Images, or rows of numbers."""
     judged_on: int = 0
-    """Images, or rows of numbers; of few images several views each, which `parity` counts."""
+    """Images, or rows of numbers. A few images are used in several views each, which `parity` counts."""
     parity: Parity | None = None
-    """None where it was not tried."""
+    """None if it was not tried."""
     speed: float | None = None
-    """Items a second over those of fp32, on the machine that converted it."""
+    """Items per second relative to fp32, on the machine that converted it."""
 
 
 class Choice(Frozen):
-    """How a precision was chosen."""
+    """The evaluations from which a precision was chosen."""
 
     trials: tuple[Trial, ...]
     fp32: Parity
-    """Of the fp32 graph, from which the others are made, against the framework."""
+    """The fp32 graph, from which the others are made, against the framework."""
 
 
 class Manifest(Frozen):
-    """What was published beside an ONNX file."""
+    """The content of manifest.json."""
 
     schema_version: Literal[1] = 1
     fingerprint: Sha256
     spec: Spec
     parity: Parity
-    """Of what is served: fp32 against the framework, fp16 and int8 against fp32 on held-out items."""
+    """Of the served graph: fp32 against the framework, fp16 and int8 against fp32 on held-out items."""
     precision: Precision = "fp32"
     choice: Choice | None = None
-    """None where fp32 was asked for."""
+    """None if model.toml asks for fp32."""
     onnx_sha256: Sha256
     onnx_bytes: int
     opset: int
     producers: Mapping[str, str]
-    """Versions of the libraries that made the file."""
+    """Versions of the libraries that wrote the file."""
     seconds: Mapping[str, float]
-    """How long each step took."""
+    """Duration of each step."""
     peak_memory_bytes: int = 0
-    """The most that the conversion had in memory at once; 0 where the system does not say."""
+    """Peak memory of the conversion; 0 if the system does not tell."""
 
 
 def converted_manifest(directory: Path) -> Manifest | None:
-    """The manifest of a published directory; None where it is not whole, or of another release."""
+    """The manifest of a converted version; None if its files are incomplete, or of another release."""
     try:
         manifest = read_manifest(directory)
         whole = (directory / ONNX_FILE).stat().st_size == manifest.onnx_bytes
@@ -93,17 +93,17 @@ def converted_manifest(directory: Path) -> Manifest | None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a published directory. Raises ArtifactError, pydantic.ValidationError, OSError."""
+    """The manifest of a converted version. Raises ArtifactError, pydantic.ValidationError, OSError."""
     manifest = Manifest.model_validate_json(_content(directory / MANIFEST_FILE, MAX_MANIFEST_BYTES))
-    try:  # it is shown as JSON, which knows neither
+    try:  # the API shows it as JSON, which has neither infinity nor NaN
         json.dumps(manifest.model_dump(mode="json", exclude={"spec": {"labels"}}), allow_nan=False)
     except ValueError as error:
-        raise ArtifactError(f"{MANIFEST_FILE} holds a number that is infinite or none", CONVERT_AGAIN) from error
+        raise ArtifactError(f"{MANIFEST_FILE} holds an infinite number or NaN", CONVERT_AGAIN) from error
     return manifest
 
 
 def read_converted(directory: Path) -> tuple[Manifest, bytes]:
-    """The manifest and the ONNX file beside it, which is the one that the manifest was written for.
+    """The manifest and the content of the ONNX file, which is checked against it.
 
     If the directory is replaced meanwhile, both are read from the new one. Raises ArtifactError,
     pydantic.ValidationError, OSError.
@@ -142,11 +142,11 @@ CONVERT_AGAIN = "delete the directory and convert again: menagerie convert"
 
 
 def _content(path: Path, most: int) -> bytes:
-    """The bytes of a file, which is no link and has no more than that many. Raises ArtifactError, OSError."""
+    """The content of a regular file of at most `most` bytes. Raises ArtifactError, OSError."""
     if os.path.lexists(path) and not is_regular(path):
         raise ArtifactError(f"{path.name} is not a regular file", "replace the link by the file itself")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise ArtifactError(f"{path.name} has {size:,} bytes, of {most:,} at most", CONVERT_AGAIN)
+            raise ArtifactError(f"{path.name} has {size:,} bytes, and {most:,} are allowed", CONVERT_AGAIN)
         return file.read(size)

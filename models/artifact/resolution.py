@@ -1,4 +1,4 @@
-"""A version's directory and its model.toml -> the artifact, every default filled in."""
+"""Resolves a version's directory and its model.toml to an artifact with every default filled in."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ from models.errors import ArtifactError
 from models.inputs import PICTURE_SUFFIXES, Input, NumbersInput
 
 MAX_LABEL_BYTES = 8 * 2**20
-MAX_IMAGES = 512  # to calibrate and to judge on: more would teach little, and every start reads them
+MAX_IMAGES = 512  # for calibration and evaluation: more would add little, and every start reads them
 
-# With these, and the architecture's own file, a fingerprint changes.
+# A fingerprint changes when one of these files changes, or the file of the architecture.
 _CONVERTER = (
     "architecture.py",
     "errors.py",
@@ -55,7 +55,7 @@ def resolve(config: ModelConfig, architecture: Architecture | None, directory: P
 def specify(
     config: ModelConfig, architecture: Architecture | None, found: Format, labels_file: Path, name: str
 ) -> Spec | Draft:
-    """What a file of that format and name is to be taken for. Raises ArtifactError, pydantic.ValidationError."""
+    """The spec of a file of that format and name. Raises ArtifactError, pydantic.ValidationError."""
     _check_format(found, name, config, architecture)
     draft = Draft(
         architecture=f"whole:{found.name}" if architecture is None else architecture.name,
@@ -73,7 +73,7 @@ def specify(
 
 
 def _check_format(found: Format, name: str, config: ModelConfig, architecture: Architecture | None) -> None:
-    """Whether such a file can be what model.toml says. Raises ArtifactError."""
+    """Raises ArtifactError if a file of this format contradicts model.toml."""
     if config.framework not in {None, found.framework}:
         raise ArtifactError(
             f'{name} is {found.title}, and model.toml says framework = "{config.framework}"',
@@ -82,13 +82,13 @@ def _check_format(found: Format, name: str, config: ModelConfig, architecture: A
     if architecture is None:
         if found.holds == "weights":
             raise ArtifactError(
-                f"{name} is {found.title}: it holds weights alone, and model.toml names no architecture",
+                f"{name} is {found.title}: it holds only weights, and model.toml names no architecture",
                 'write architecture = "NAME" into model.toml; menagerie models --catalog lists the names',
             )
     elif found.holds == "model":
         raise ArtifactError(
-            f"{name} is {found.title}: it brings its own network, and model.toml names {architecture.name}",
-            "leave architecture out of model.toml, or save the weights alone",
+            f"{name} is {found.title}: it holds its own network, and model.toml names {architecture.name}",
+            "leave architecture out of model.toml, or save only the weights",
         )
     elif found.framework not in architecture.builders:
         built = " and ".join(architecture.builders)
@@ -99,9 +99,10 @@ def _check_format(found: Format, name: str, config: ModelConfig, architecture: A
 
 
 def find_calibration(model: Path, item: Input | None) -> tuple[Path, ...]:
-    """Images of `<model>/calibration`, else ours; for numbers `inputs.json` there, else nothing. Raises ArtifactError.
+    """The images in `<model>/calibration`, or else the built-in ones; for numbers its `inputs.json`, or else nothing.
 
-    What a whole model takes is not known yet: numbers where there are some.
+    The input of a whole model is not known yet: it is taken for numbers if there is an `inputs.json`. Raises
+    ArtifactError.
     """
     directory = model / CALIBRATION_DIRECTORY
     numbers = directory / NUMBERS_FILE
@@ -113,12 +114,14 @@ def find_calibration(model: Path, item: Input | None) -> tuple[Path, ...]:
     if irregular := [path.name for path in found if not is_regular(path)]:
         raise ArtifactError(f"calibration/{irregular[0]} is not a regular file", "replace it by the file itself")
     if len(found) > MAX_IMAGES:
-        raise ArtifactError(f"calibration holds {len(found)} images", f"keep {MAX_IMAGES} at most, of every class some")
+        raise ArtifactError(
+            f"calibration holds {len(found)} images", f"keep at most {MAX_IMAGES}, with some of every class"
+        )
     return tuple(found)
 
 
 def find_weights(config: ModelConfig, directory: Path) -> Path:
-    """The weights of a version: regular files, never links. Raises ArtifactError."""
+    """The path of a version's weights, which are regular files. Raises ArtifactError."""
     if config.weights is None:
         names = (path.name for path in directory.iterdir())
         found = formats.entries(name for name in names if name == "weights" or name.startswith("weights."))
@@ -135,7 +138,7 @@ def find_weights(config: ModelConfig, directory: Path) -> Path:
     else:
         root, path = directory, directory / config.weights
     if not Path(os.path.normpath(path)).is_relative_to(root):
-        raise ArtifactError(f"weights {config.weights!r} lie outside of their directory", "name a file inside it")
+        raise ArtifactError(f"weights {config.weights!r} are outside of their directory", "name a file inside it")
     if not os.path.lexists(path):
         raise ArtifactError(f"there is no file {config.weights!r}", "correct weights in model.toml or artifact.toml")
     if path.is_dir() and not path.is_symlink() and len(indexes := list(path.glob(f"*{formats.INDEX_SUFFIX}"))) == 1:
@@ -145,19 +148,19 @@ def find_weights(config: ModelConfig, directory: Path) -> Path:
 
 
 def _check_files(path: Path, root: Path, *, own: bool) -> None:
-    """Raises ArtifactError where one is a link; `own` are those of the repository, which have no other name either."""
+    """Raises ArtifactError if one is a link; or, with `own`, a hard link, which the repository may not hold either."""
     for part in [path] if path.is_symlink() else formats.parts(path):
         if not is_regular(part) or not part.resolve().is_relative_to(root.resolve()):
             raise ArtifactError(f"{part.name} is not a regular file", "replace the link by the file itself")
-        if own and part.lstat().st_nlink > 1:  # who writes to the other name would change it here
+        if own and part.lstat().st_nlink > 1:  # a write to the other name would change it here
             raise ArtifactError(f"{part.name} is a hard link: the file has another name too", "copy the file")
 
 
 def _package_directory(package: str) -> Path:
-    """Where an installed package lies; it is not imported."""
+    """The directory of an installed package, which is not imported. Raises ArtifactError."""
     try:
         found = util.find_spec(package) if package.isidentifier() else None
-    except ValueError:  # a module that was run rather than imported
+    except ValueError:  # the module was run instead of imported
         found = None
     if found is None or found.origin is None:
         raise ArtifactError(
@@ -168,7 +171,7 @@ def _package_directory(package: str) -> Path:
 
 
 def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tuple[str, ...]:
-    """Labels in class order; none where nobody gave any. Raises ArtifactError."""
+    """Labels in class order; empty if none are given. Raises ArtifactError."""
     if isinstance(labels, tuple):
         return labels
     path = labels_file if labels is None else _BUILT_IN_LABELS / f"{labels}.txt"
@@ -180,14 +183,14 @@ def read_labels(labels: str | tuple[str, ...] | None, labels_file: Path) -> tupl
     if not path.is_file():
         return ()
     try:
-        content = toml_file.read_bytes(path, MAX_LABEL_BYTES, cure="write one short label a line")
+        content = toml_file.read_bytes(path, MAX_LABEL_BYTES, cure="write one short label per line")
         return tuple(content.decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path.name} is not UTF-8", "save it as UTF-8") from error
 
 
 def converter_sources(architecture: Architecture | None, found: Format) -> list[Path]:
-    """The code that turns these weights into ONNX: when it changes, so does the fingerprint."""
+    """The files of the code that converts these weights. The fingerprint changes with their content."""
     own = [path for pattern in _CONVERTER for path in sorted(_MODELS.glob(pattern))]
     if architecture is None or found.framework == "onnx":
         return own
@@ -195,12 +198,12 @@ def converter_sources(architecture: Architecture | None, found: Format) -> list[
 
 
 def fingerprint(spec: Spec | Draft, weights: Path, sources: Iterable[Path]) -> str:
-    """SHA-256 over everything of this project and its user that decides the published files."""
+    """SHA-256 of everything in this project and in the repository that determines the converted files."""
     digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
     if spec.precision != "fp32":  # elsewhere another one may be right
         digest.update(json.dumps([hardware.int8_saturates(), hardware.has_gpu()]).encode())
     parts = formats.parts(weights)
-    if parts != [weights]:  # of several files the names matter too
+    if parts != [weights]:  # with several files, their names matter too
         digest.update(json.dumps([str(path.relative_to(weights.parent)) for path in parts]).encode())
     for path in (*parts, *sources):
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""A TOML file of anybody's -> its values, in a bounded time.
+"""Reads untrusted TOML in bounded time, and writes TOML.
 
-tomllib takes time with the square of a key's parts, and calls itself for each bracket: 20 KB of a key take seconds, and
-1,000 brackets a RecursionError. What no settings have is refused before it is parsed.
+tomllib takes quadratic time in the number of a key's parts and recurses for each bracket: a key of 20 KB takes seconds,
+and 1,000 brackets raise a RecursionError. So text that no settings file has is refused before it is parsed.
 """
 
 import os
@@ -17,13 +17,13 @@ import tomli_w
 from models.errors import ArtifactError
 
 MAX_BYTES = 2**20
-MAX_CHARACTERS = 2**18  # outside of strings: 21,841 labels have a third of that
-MAX_WORD = 128  # of a key or a number
-MAX_PARTS = 8  # of a dotted key
+MAX_CHARACTERS = 2**18  # outside of strings: 21,841 labels need a third of that
+MAX_WORD = 128  # in a key or a number
+MAX_PARTS = 8  # in a dotted key
 MAX_DEPTH = 16  # of brackets
 
-# Strings and comments. Each ends where tomllib ends it, and one that has no end at the end of the line or of the text:
-# so every character is looked at once.
+# Strings and comments. Each ends where tomllib ends it; an unterminated one ends with its line or with the text.
+# So every character is read once.
 _TEXT = re.compile(
     r'"""(?:[^"\\]++|\\.?|"{1,2}(?!"))*+(?:"{3,5}|\Z)'
     r"|'''(?:[^']++|'{1,2}(?!'))*+(?:'{3,5}|\Z)"
@@ -36,11 +36,11 @@ _WORD = re.compile(rf"[\w.+:-]{{{MAX_WORD + 1}}}")
 _PARTS = re.compile(rf"(?:[\w-]*\.){{{MAX_PARTS}}}")
 _BRACKET = re.compile(r"[\[\]{}]")
 
-_SHORTER = "a settings file is short: labels may go into labels.txt, and everything else has some lines"
+_SHORTER = "keep settings short, and put long labels into labels.txt"
 
 
 def parse(content: bytes, name: str) -> dict[str, Any]:
-    """The values of a TOML file that is called so. Raises ArtifactError."""
+    """The values in a TOML file's content; `name` is its name in error messages. Raises ArtifactError."""
     if len(content) > MAX_BYTES:
         raise ArtifactError(f"{name} has more than {MAX_BYTES} bytes", _SHORTER)
     try:
@@ -50,14 +50,14 @@ def parse(content: bytes, name: str) -> dict[str, Any]:
     _check(text, name)
     try:
         return tomllib.loads(text)
-    except ValueError as error:  # of a number beyond Python's bounds too
+    except ValueError as error:  # also raised for numbers out of Python's range
         raise ArtifactError(
             f"{name} cannot be read: {str(error)[:200]}", "correct it; the README lists what it may say"
         ) from error
 
 
 def dumps(values: Mapping[str, Any]) -> str:
-    """The text of a TOML file with these values; tables are mappings with names as keys."""
+    """The text of a TOML file. Tables are mappings with strings as keys."""
     return tomli_w.dumps(values)
 
 
@@ -77,14 +77,14 @@ def _check(text: str, name: str) -> None:
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """The values of the file; none where there is none. Raises ArtifactError, OSError."""
+    """The values in a file; empty if there is no such file. Raises ArtifactError, OSError."""
     return parse(read_bytes(path, MAX_BYTES), path.name) if os.path.lexists(path) else {}
 
 
 def read_bytes(path: Path, most: int, cure: str = _SHORTER) -> bytes:
-    """The content of a file that has at most so many bytes. Raises ArtifactError, with that cure, and OSError.
+    """The content of a file of at most `most` bytes. Raises ArtifactError with that cure, OSError.
 
-    A link is followed, as Kubernetes makes them; but no pipe or device is waited for.
+    Links are followed, because Kubernetes mounts files as links. Pipes and devices are refused without waiting.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor

@@ -1,7 +1,7 @@
-"""The names in a zip archive, from its directory alone.
+"""Reads the names in a zip archive from its central directory.
 
-zipfile makes an object of each entry, and takes time with the square of an entry's extra fields: of a few MB made for
-it that is a minute.
+zipfile creates an object for each entry, and takes quadratic time in the size of an entry's extra fields: a hostile
+archive of a few MB takes a minute.
 """
 
 import struct
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from models.errors import ArtifactError
 
-MAX_BYTES = 16 * 2**20  # of the directory: one of 100,000 tensors has less
+MAX_BYTES = 16 * 2**20  # of the directory: with 100,000 tensors it has less
 MAX_ENTRIES = 100_000
 
-_END = struct.Struct("<4s8xLL2x")  # signature, the directory's size and its offset; then a comment
+_END = struct.Struct("<4s8xLL2x")  # signature, size and offset of the directory; a comment follows
 _LOCATOR = struct.Struct("<4s16x")
 _END64 = struct.Struct("<4s36xQQ")
 _ENTRY = struct.Struct("<4s4xH18x3H12x")  # signature, flags, lengths of the name, the extra fields and the comment
@@ -21,11 +21,11 @@ _UTF8 = 0x800
 
 
 class Damaged(ValueError):
-    """The archive has no directory, or a broken one."""
+    """The archive's directory is missing or broken."""
 
 
 def names(path: Path) -> list[str]:
-    """The name of every entry, in order. Raises Damaged, ArtifactError where there are too many, OSError."""
+    """The names of all entries, in order. Raises Damaged, OSError; ArtifactError if there are too many."""
     directory, found, at = _directory(path), list[str](), 0
     while at < len(directory):
         if len(directory) - at < _ENTRY.size:
@@ -42,7 +42,7 @@ def names(path: Path) -> list[str]:
 
 
 def _directory(path: Path) -> bytes:
-    """The bytes of the directory, found from the end as zipfile does."""
+    """The bytes of the directory, which is located from the end of the file as in zipfile."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         before = max(size - _MAX_COMMENT_BYTES - _END.size - _LOCATOR.size - _END64.size, 0)
@@ -65,5 +65,5 @@ def _directory(path: Path) -> bytes:
 
 def _too_large(path: Path) -> ArtifactError:
     return ArtifactError(
-        f"{path.name} is a zip archive of more than {MAX_ENTRIES} entries", "save the weights alone, in one file"
+        f"{path.name} is a zip archive of more than {MAX_ENTRIES} entries", "save only the weights, in one file"
     )

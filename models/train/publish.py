@@ -1,4 +1,4 @@
-"""A trained version -> a model repository, whole or not at all."""
+"""Publishes a trained version into a model repository, completely or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ LABELS_FILE = "labels.txt"
 
 
 def check_name(model: Path) -> None:
-    """Raises ArtifactError where the service would not take this for a model."""
+    """Raises ArtifactError if the path is not legal for a model."""
     if not MODEL_NAME.fullmatch(model.name):
         raise ArtifactError(
             f"{model.name!r} is no name for a model",
@@ -28,7 +28,7 @@ def check_name(model: Path) -> None:
 
 
 def check_settings(model: Path, fresh: Path, weights_file: str, spec: Spec) -> None:
-    """Raises ArtifactError where `publish_version` would, before anything is trained."""
+    """Raises ArtifactError if `publish_version` would: it is called before the training."""
     (fresh / weights_file).touch()
     if (model / CONFIG_FILE).exists():
         _override(model, fresh, spec)
@@ -77,12 +77,12 @@ def _override(model: Path, fresh: Path, spec: Spec) -> None:
     (fresh / OVERRIDE_FILE).write_text(toml_file.dumps(values), encoding="utf-8")
     if _resolved(model, fresh, spec) != spec:
         raise ArtifactError(
-            f"the settings in {model / CONFIG_FILE} cannot be those of this version", "name another --output"
+            f"this version cannot override the settings in {model / CONFIG_FILE}", "name another --output"
         )
 
 
 def _resolved(model: Path, version: Path, spec: Spec) -> Spec | Draft | None:
-    """What the service would take the version for; None where it would refuse it."""
+    """The spec to which the service resolves the version; None if it would refuse it."""
     written = formats.KERAS if spec.framework == "keras" else formats.STATE_DICT
     try:
         config = ModelConfig.model_validate(toml_file.read(model / CONFIG_FILE))

@@ -1,4 +1,4 @@
-"""menagerie convert: each version in turn, and a repository of what came of them."""
+"""menagerie convert: converts versions, and publishes them into another repository if asked to."""
 
 import asyncio
 import shutil
@@ -52,9 +52,9 @@ def convert(
 
 
 def _converted(version: Version, converter: Converter, title: str) -> Path:
-    """The published directory of a version; each step is told as it begins."""
+    """The directory of the converted version. Prints each step when it begins."""
     if not isinstance(version.source, Artifact):
-        out.print(f"{title}: published already")
+        out.print(f"{title}: converted already")
         return version.source
     if found := converter.converted(version.source):
         out.print(f"{title}: converted already")

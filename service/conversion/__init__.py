@@ -1,1 +1,1 @@
-"""Runs the children that convert and check, with a cache keyed by content. Imports repository and host."""
+"""Converts and checks versions in child processes, with a cache keyed by content. Imports repository and host."""

@@ -1,4 +1,4 @@
-"""Published directories, tried in a child before the server opens them: who passed is known by content."""
+"""Checks converted versions in a child process before the server opens them. Results are kept by content."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ import onnxruntime
 import structlog
 from pydantic import ValidationError
 
-from models.artifact import manifest as published
+from models.artifact import manifest as manifests
 from models.artifact.manifest import Manifest
 from models.artifact.staging import write_file
 from models.conversion.check import CheckJob, Found
@@ -23,26 +23,26 @@ from service.errors import RepositoryError
 from service.host.child import CHECK, Child, Limits, OnStep, Unconfined
 from service.host.machine import usable_cores
 from service.host.staging import exclusive
-from service.repository.repository import told
+from service.repository.repository import translate_errors
 from service.settings import Settings
 
 log = structlog.get_logger()
 
-_RELEASE = 1  # of what is checked: who passed an earlier one is checked again
+_RELEASE = 1  # of the checks: versions that passed an earlier one are checked again
 _FILE_BYTES = 2**20  # a check writes nothing
 
 
 @dataclass(frozen=True)
 class Passed:
-    """A published version that was found to be what its manifest says."""
+    """A converted version that matches its manifest."""
 
     manifest: Manifest
     opened_bytes: int
-    """By how much a process grows that opens and runs it."""
+    """The memory that a process needs to open and run it."""
 
 
 class Checker:
-    """Tries each published version once, in a child."""
+    """Checks each converted version once, in a child process."""
 
     def __init__(self, settings: Settings) -> None:
         self._cache = settings.cache
@@ -51,9 +51,9 @@ class Checker:
         self._unconfined = Unconfined(CHECK)
 
     async def check(self, model: str, directory: Path, batches: Sequence[int], on_step: OnStep) -> Passed:
-        """The version in that directory, which runs on batches of these sizes. Raises RepositoryError."""
-        with told(directory):
-            manifest = await asyncio.to_thread(published.read_manifest, directory)
+        """Checks that the version in a directory runs on batches of these sizes. Raises RepositoryError."""
+        with translate_errors(directory):
+            manifest = await asyncio.to_thread(manifests.read_manifest, directory)
         key = await asyncio.to_thread(_key, manifest, batches)
         kept = self._cache / "checked" / f"{key}.json"
         if (found := await asyncio.to_thread(_read, kept)) is None:
@@ -70,17 +70,17 @@ class Checker:
             memory_bytes=limits.memory_bytes,
         )
         try:
-            async with self._staged(key) as directory_of_child:
-                if found := await asyncio.to_thread(_read, kept):  # by who held the lock before
+            async with self._staged(key) as workspace:
+                if found := await asyncio.to_thread(_read, kept):  # by the process that had the lock before
                     return found
-                child = Child(CHECK, directory_of_child, limits, on_step, self._unconfined)
+                child = Child(CHECK, workspace, limits, on_step, self._unconfined)
                 found = Found.model_validate_json(await child.run(job.model_dump_json()))
         except ValidationError as error:
-            raise RepositoryError("the checking process did not say what it found", cure=CHECK.cure) from error
+            raise RepositoryError("the checking process did not report a result", cure=CHECK.cure) from error
         except OSError as error:
             raise RepositoryError(
                 f"the version could not be checked: {error.strerror}",
-                cure="make MENAGERIE_CACHE a writable directory with room",
+                cure="make MENAGERIE_CACHE a writable directory with free space",
                 detail=str(error),
             ) from error
         await asyncio.to_thread(_write, kept, found)
@@ -88,7 +88,7 @@ class Checker:
 
     @asynccontextmanager
     async def _staged(self, key: str) -> AsyncIterator[Path]:
-        """An empty directory in the cache; where that is only read, one of the system's. Raises OSError."""
+        """An empty directory in the cache; if the cache is read-only, a temporary one of the system. Raises OSError."""
         if _is_writable(self._cache):
             async with exclusive(self._cache / "staging", key) as directory:
                 yield directory
@@ -98,7 +98,7 @@ class Checker:
 
 
 def _key(manifest: Manifest, batches: Sequence[int]) -> str:
-    """The same for the same check of the same content: the manifest names the SHA-256 of the graph."""
+    """Identifies the check and the content, because the manifest holds the SHA-256 of the graph."""
     described = [_RELEASE, onnxruntime.__version__, list(batches), manifest.model_dump(mode="json")]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
@@ -114,10 +114,10 @@ def _write(kept: Path, found: Found) -> None:
     try:
         write_file(kept, found.model_dump_json().encode())
     except OSError as error:
-        log.warning("the check is not kept", reason=error.strerror, cure="make MENAGERIE_CACHE writable")
+        log.warning("the result of the check is not kept", reason=error.strerror, cure="make MENAGERIE_CACHE writable")
 
 
 def _is_writable(directory: Path) -> bool:
-    """Whether that directory, or the nearest of its parents that there is, may be written into."""
-    there = next(each for each in (directory, *directory.parents) if each.exists())
-    return os.access(there, os.W_OK)
+    """Whether the directory is writable; if it is missing, whether its nearest existing parent is."""
+    existing = next(each for each in (directory, *directory.parents) if each.exists())
+    return os.access(existing, os.W_OK)

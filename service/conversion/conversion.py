@@ -1,4 +1,4 @@
-"""Artifacts in, published directories out: a cache keyed by content, filled by a child process."""
+"""Converts artifacts to ONNX in a child process, with a cache keyed by content."""
 
 import asyncio
 import json
@@ -16,11 +16,11 @@ from service.host.staging import exclusive
 from service.host.threads import to_its_end
 from service.settings import DEFAULT_CONVERSION_MEMORY_BYTES, MIB, Settings
 
-FILE_BYTES = 4 * 1024 * MIB  # of one file that a conversion writes; an ONNX file ends at 2 GiB
+FILE_BYTES = 4 * 1024 * MIB  # in one file that a conversion writes; an ONNX file has 2 GiB at most
 
 
 class Converter:
-    """Each artifact is converted once, whichever process asks."""
+    """Converts each artifact once, even if several processes ask for it."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Converter:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The converter that the settings ask for."""
+        """A converter with these settings."""
         return cls(
             settings.cache,
             settings.conversion_timeout_seconds,
@@ -49,21 +49,21 @@ class Converter:
         )
 
     def converted(self, artifact: Artifact) -> Path | None:
-        """Where the artifact lies converted; None where it was not yet."""
+        """The directory of the converted artifact; None if it has not been converted."""
         directory = self._cache / artifact.fingerprint
         return None if converted_manifest(directory) is None else directory
 
     async def convert(self, artifact: Artifact, on_step: OnStep = lambda _: None) -> Path:
-        """The published directory of an artifact, converted now if need be.
+        """The directory of the converted artifact, which is converted now unless it was before.
 
-        `on_step` hears the name of each step as it begins. Raises ConversionError with the step, the reason and the
-        cure. A cancelled call, or one over its limits, leaves no process and nothing half-written.
+        `on_step` is called with the name of each step when it begins. Raises ConversionError with the step, the reason
+        and the cure. A call that is cancelled, or exceeds its limits, leaves no process and no incomplete files.
         """
         if found := self.converted(artifact):
             return found
         try:
             async with exclusive(self._cache / "staging", artifact.fingerprint) as directory:
-                if found := self.converted(artifact):  # by who held the lock before
+                if found := self.converted(artifact):  # by the process that had the lock before
                     return found
                 built = directory / "published"
                 job = {
@@ -72,16 +72,16 @@ class Converter:
                     "allow_code": self._allow_code,
                 }
                 await Child(self._work, directory, self._limits.now(), on_step, self._unconfined).run(json.dumps(job))
-                return await to_its_end(asyncio.to_thread(self._publish, artifact, built))
+                return await to_its_end(asyncio.to_thread(self._keep, artifact, built))
         except OSError as error:
             raise ConversionError(
                 f"a file could not be written or read: {error.strerror}",
-                cure="make MENAGERIE_CACHE a writable directory with room",
+                cure="make MENAGERIE_CACHE a writable directory with free space",
                 detail=str(error),
             ) from error
 
-    def _publish(self, artifact: Artifact, built: Path) -> Path:
-        """Puts what the child built into the cache, if it is what was asked for. Raises ConversionError."""
+    def _keep(self, artifact: Artifact, built: Path) -> Path:
+        """Moves the child's files into the cache, if they are those of the artifact. Raises ConversionError."""
         files = {MANIFEST_FILE, ONNX_FILE}
         if (
             built.is_symlink()

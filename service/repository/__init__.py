@@ -1,1 +1,1 @@
-"""The model repository on disk: find, route, publish. Imports host."""
+"""The model repository on disk: finds, routes and publishes versions. Imports host."""

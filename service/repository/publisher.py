@@ -1,4 +1,4 @@
-"""Writes the model repository: uploads, settings, routing, deletions; each of them whole or not at all."""
+"""Writes to the model repository: uploads, settings, routing and deletions, each completely or not at all."""
 
 import asyncio
 import errno
@@ -35,27 +35,24 @@ from service.repository.repository import overridden
 from service.repository.routing import ROUTING_FILE, Routing
 
 STAGING = ".staging"
-"""Beside the models, so that a rename puts what lies here in its place. A name with a dot is no model's."""
+"""A directory beside the models, from which files are renamed into place. Names with a leading dot are not models."""
 
 _CHUNK_BYTES = 2**20
-_UNPACK_SECONDS = 60.0  # and what _UNPACK_BYTES_PER_SECOND asks for: a slow disk's
-_UNPACK_BYTES_PER_SECOND = 20e6
-_UNPACK_MEMORY_BYTES = 2**30
-_UNPACKERS = 2  # at once; other uploads wait for their turn
+_UNPACKERS = 2  # archives unpacked at the same time; other uploads wait
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What was received."""
+    """Size and hash of a received body."""
 
     bytes: int
     sha256: str
 
 
 class Publisher:
-    """Only here is the repository written. Whatever is killed half-way leaves a room under STAGING, and no more."""
+    """The part of the server that writes to the repository. If it is killed, it leaves files only below STAGING."""
 
     def __init__(self, root: Path, max_bytes: int, idle_seconds: float, min_free_bytes: int = 0) -> None:
         self._root = root.absolute()
@@ -80,27 +77,27 @@ class Publisher:
         sha256: str | None,
         declared_bytes: int = 0,
     ) -> AsyncIterator[tuple[Path, Upload]]:
-        """A version's directory, made of a body: one file of that name, or the files of a tar.
+        """Writes a body into a new version's directory: as one file of that name, or as the files of a tar.
 
-        It is `publish`ed before the context ends, or is gone. What does not fit by its declared length is refused
-        before a byte is read. Raises BodyTooLarge, BodyTimeout, EmptyBody, UploadInvalid, InsufficientStorage,
-        RepositoryReadOnly; starlette's ClientDisconnect where the client goes.
+        The directory is removed at the end of the context unless it was passed to `publish`. A body whose declared
+        length is too large is refused before it is read. Raises BodyTooLarge, BodyTimeout, EmptyBody, UploadInvalid,
+        InsufficientStorage, RepositoryReadOnly; starlette's ClientDisconnect if the client disconnects.
         """
         self._check_size(declared_bytes)
         async with AsyncExitStack() as stack:
             with _translate_errors():
-                room = await stack.enter_async_context(staged(self._root / STAGING, "upload"))
-            self._check_free(room, declared_bytes * (2 if is_archive else 1))  # the archive, and what is in it
-            version = room / "version"
+                directory = await stack.enter_async_context(staged(self._root / STAGING, "upload"))
+            self._check_free(directory, declared_bytes * (2 if is_archive else 1))  # the archive and its files
+            version = directory / "version"
             version.mkdir()
-            file = room / "archive.tar" if is_archive else version / filename
+            file = directory / "archive.tar" if is_archive else version / filename
             upload = await self._write(chunks, file)
             if sha256 is not None and sha256.lower() != upload.sha256:
                 raise UploadInvalid(
                     f"the {upload.bytes} bytes that arrived have the SHA-256 {upload.sha256}", cure="send them again"
                 )
             if is_archive:
-                self._check_free(room, upload.bytes)
+                self._check_free(directory, upload.bytes)
                 await self._unpack(file, version, upload.bytes)
             else:
                 try:
@@ -116,14 +113,14 @@ class Publisher:
                 cure="raise MENAGERIE_MAX_UPLOAD_BYTES",
             )
 
-    def _check_free(self, room: Path, size: int) -> None:
-        """Raises InsufficientStorage where so many bytes more would leave less of the disk free than has to be."""
-        disk = os.statvfs(room)
+    def _check_free(self, directory: Path, size: int) -> None:
+        """Raises InsufficientStorage if writing that many bytes would leave less than the minimum free on the disk."""
+        disk = os.statvfs(directory)
         free = disk.f_bavail * disk.f_frsize
         if size + self._min_free_bytes > free:
             raise InsufficientStorage(
-                f"the model repository's disk has {free} bytes free, the upload takes {size} more, "
-                f"and {self._min_free_bytes} are to stay free"
+                f"the model repository's disk has {free} bytes free, the upload needs {size}, "
+                f"and {self._min_free_bytes} must stay free"
             )
 
     async def _write(self, chunks: AsyncIterator[bytes], path: Path) -> Upload:
@@ -148,7 +145,7 @@ class Publisher:
         return Upload(size, digest.hexdigest())
 
     async def _in_time(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The chunks, none of which may be waited for too long."""
+        """The chunks. Raises BodyTimeout if one of them takes too long to arrive."""
         while True:
             try:
                 async with asyncio.timeout(self._idle_seconds):
@@ -160,8 +157,9 @@ class Publisher:
             yield chunk
 
     async def _unpack(self, archive: Path, target: Path, size: int) -> None:
-        """Has a confined child unpack plain files and directories. Raises UploadInvalid, InsufficientStorage."""
-        limits = Limits(_UNPACK_SECONDS + size / _UNPACK_BYTES_PER_SECOND, _UNPACK_MEMORY_BYTES, file_bytes=size)
+        """Unpacks an archive in a sandboxed child process. Raises UploadInvalid, InsufficientStorage, ServiceError."""
+        seconds = unpack.MAX_SECONDS + size / unpack.MIN_BYTES_PER_SECOND
+        limits = Limits(seconds, unpack.MAX_MEMORY_BYTES, file_bytes=size)
         child = Child(UNPACKING, archive.parent, limits, lambda _: None, self._unconfined)
         try:
             async with self._unpacking:
@@ -176,18 +174,18 @@ class Publisher:
                 raise ServiceError(f"the model repository cannot be written: {reason}") from error
             log.warning("unpacking failed", reason=error.message, detail=error.detail)
             raise UploadInvalid(
-                "the archive cannot be unpacked: it takes too much time or memory", cure=unpack.AGAIN
+                "the archive cannot be unpacked: that needs too much time or memory", cure=unpack.AGAIN
             ) from error
         await asyncio.to_thread(_check_unpacked, target, size)
 
     def publish(self, fresh: Path, model: str, version: int | None = None) -> int:
-        """Puts a received version into its place, under the next free number unless one is given. Raises Conflict."""
-        directory = self._root / model
+        """Renames a received version into place, with the next free number unless one is given. Raises Conflict."""
+        target = self._root / model
         try:
             with _translate_errors():
                 if version is None:
-                    return int(add_version(fresh, directory).name)
-                staging.rename(fresh, directory / str(version))
+                    return int(add_version(fresh, target).name)
+                staging.rename(fresh, target / str(version))
                 return version
         except ArtifactError as error:
             raise Conflict(str(error), cure="give a free number: ?version=2; or delete that version") from error
@@ -195,7 +193,7 @@ class Publisher:
             raise Conflict(f"{model} has a version {version}", cure="leave the number out, or delete it") from None
 
     def write_config(self, model: str, content: bytes) -> None:
-        """Writes a model.toml, if it is not the same already; a model that was not there is there with it."""
+        """Writes a model.toml unless the file has that content already. A new model is created together with it."""
         present = self._root / model / CONFIG_FILE
         if present.is_file() and present.stat().st_size == len(content) and present.read_bytes() == content:
             return
@@ -203,13 +201,13 @@ class Publisher:
             if (self._root / model).is_dir():
                 staging.write_file(present, content, self._root / STAGING)
                 return
-            with staging.staged(self._root / STAGING, "model") as room:
-                (room / model).mkdir()
-                (room / model / CONFIG_FILE).write_bytes(content)
-                staging.rename(room / model, self._root / model)
+            with staging.staged(self._root / STAGING, "model") as directory:
+                (directory / model).mkdir()
+                (directory / model / CONFIG_FILE).write_bytes(content)
+                staging.rename(directory / model, self._root / model)
 
     def write_routing(self, model: str, routing: Routing) -> None:
-        """Writes a routing.toml. Raises Conflict where the file would be too long to be read again."""
+        """Writes a routing.toml. Raises Conflict if the file would be too long to be read again."""
         content = routing.to_toml().encode()
         try:
             toml_file.parse(content, ROUTING_FILE)
@@ -219,14 +217,14 @@ class Publisher:
             staging.write_file(self._root / model / ROUTING_FILE, content, self._root / STAGING)
 
     def delete(self, model: str, version: int) -> None:
-        """Removes a version: it is gone at once, and its files soon."""
-        with _translate_errors(), staging.staged(self._root / STAGING, "deleted") as room:
-            (self._root / model / str(version)).rename(room / "version")
+        """Removes a version in one step; its files are deleted afterwards."""
+        with _translate_errors(), staging.staged(self._root / STAGING, "deleted") as directory:
+            (self._root / model / str(version)).rename(directory / "version")
             staging.sync(self._root / model)
 
 
 def _check_unpacked(directory: Path, size: int) -> None:
-    """Whether a child left what it should; it is not trusted. Raises UploadInvalid."""
+    """Checks the files that the child unpacked, because it is not trusted. Raises UploadInvalid."""
     pending, held = [directory], 0
     while pending:
         with os.scandir(pending.pop()) as entries:
@@ -237,7 +235,7 @@ def _check_unpacked(directory: Path, size: int) -> None:
                 found = entry.stat(follow_symlinks=False)
                 held += found.st_size
                 if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or held > size:
-                    raise UploadInvalid("the archive was unpacked to something else than its files")
+                    raise UploadInvalid("the unpacked files are not those of the archive")
     try:
         overridden(ModelConfig(), directory)
     except RepositoryError as error:
@@ -246,7 +244,7 @@ def _check_unpacked(directory: Path, size: int) -> None:
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """What the system refuses, in our words; an occupied place is the caller's business."""
+    """Turns an OSError into a ServiceError, but for FileExistsError, which the caller handles."""
     try:
         yield
     except OSError as error:

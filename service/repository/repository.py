@@ -1,4 +1,4 @@
-"""The model repository on disk: list, resolve, read what was published."""
+"""Reads the model repository: lists models and versions, resolves them, and reads converted files."""
 
 import os
 import time
@@ -32,52 +32,52 @@ from service.repository.routing import ROUTING_FILE, Routing
 
 @dataclass(frozen=True)
 class Signature:
-    """What tells one state of a version's files from another."""
+    """Identifies the state of a version's files: it changes when one of them does."""
 
     files: tuple[tuple[str, int, int], ...]
-    """Name, size in bytes and change time in nanoseconds since 1970 of each."""
+    """Name, size in bytes, and change time in nanoseconds since 1970."""
 
     def is_settled(self, seconds: float) -> bool:
-        """Whether nobody has written to the files for that long: a copy under way is not a version yet."""
+        """Whether the files have not changed for that long. If they have, they may still be being copied."""
         newest = max((changed for _, _, changed in self.files), default=0)
         return seconds == 0 or time.time_ns() - newest >= seconds * 1e9
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of one model, resolved: ready to open where it was published, else to convert."""
+    """One version of a model, resolved: converted already, or to be converted."""
 
     model: str
     number: int
     config: ModelConfig
     source: Artifact | Path
-    """What is to be converted, or the directory that holds the published files."""
+    """The artifact to convert, or the directory with the converted files."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What the repository asks of one model."""
+    """The versions, the routing and the settings of one model."""
 
     wanted: Mapping[int, Signature]
-    """The versions to be loaded, ascending, each with the state of its files."""
+    """The versions to load, ascending, each with the state of its files."""
     present: Sequence[int]
-    """Every version that is there, ascending."""
+    """All versions in the repository, ascending."""
     routing: Routing
     config: ModelConfig
 
 
 class Repository:
-    """A directory of `<model>/model.toml` and `<model>/<version>/`. It is only read."""
+    """A directory of `<model>/model.toml` and `<model>/<version>/`, which is only read here."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def names(self) -> list[str]:
-        """Models, in alphabetical order. Raises RepositoryError where there is no root."""
+        """Models, in alphabetical order. Raises RepositoryError if the root cannot be read."""
         return [name for name in self._directories() if MODEL_NAME.fullmatch(name)]
 
     def ignored(self) -> list[str]:
-        """Directories that are no models, for their names. Raises RepositoryError where there is no root."""
+        """Directories whose names are not legal for a model. Raises RepositoryError if the root cannot be read."""
         return [name for name in self._directories() if not MODEL_NAME.fullmatch(name)]
 
     def _directories(self) -> list[str]:
@@ -92,11 +92,11 @@ class Repository:
         return [name for name in found if not name.startswith(".") and name != "lost+found"]
 
     def wanted(self, name: str) -> list[int]:
-        """The versions of a model that are to be loaded, ascending. Raises RepositoryError."""
+        """The versions of a model to load, ascending. Raises RepositoryError."""
         return self._wanted(name, self.config(name), self.routing(name))
 
     def inventory(self, name: str) -> Inventory:
-        """The wanted versions of a model, and who answers what. Raises RepositoryError."""
+        """The versions, the routing and the settings of a model. Raises RepositoryError."""
         config, routing = self.config(name), self.routing(name)
         signatures = {number: self.signature(name, number) for number in self._wanted(name, config, routing)}
         return Inventory(signatures, self.present(name), routing, config)
@@ -116,20 +116,20 @@ class Repository:
         return sorted(routing.wanted(present, config.versions))
 
     def present(self, name: str) -> list[int]:
-        """The versions of a model that are there, wanted or not, ascending. Raises RepositoryError."""
+        """All versions of a model, ascending, whether they are to be loaded or not. Raises RepositoryError."""
         with _readable(name):
             return sorted(
                 int(path.name) for path in (self.root / name).iterdir() if path.is_dir() and is_version(path.name)
             )
 
     def ignored_versions(self, name: str) -> list[str]:
-        """Directories of a model with a number that no version has. Raises RepositoryError."""
+        """Directories of a model whose number is not legal for a version. Raises RepositoryError."""
         with _readable(name):
             found = [path.name for path in (self.root / name).iterdir() if path.is_dir()]
         return sorted(each for each in found if each.isdigit() and not is_version(each))
 
     def signature(self, name: str, number: int) -> Signature:
-        """The state of the files that one version is made of. Raises RepositoryError."""
+        """The state of a version's files. Raises RepositoryError."""
         model = self.root / name
         with _readable(name):
             settings = [path for path in model.glob("*.toml") if path.name != ROUTING_FILE]
@@ -139,7 +139,7 @@ class Repository:
         return Signature(tuple((path, stat.st_size, stat.st_ctime_ns) for path, stat in stats))
 
     def routing(self, name: str) -> Routing:
-        """Who answers what, as routing.toml says. Raises RepositoryError."""
+        """The content of routing.toml. Raises RepositoryError."""
         path = self.root / name / ROUTING_FILE
         if not os.path.lexists(path):
             return Routing()
@@ -149,7 +149,7 @@ class Repository:
             raise RepositoryError(f"{ROUTING_FILE} of {name}: {first_problem(error)}", cure=_CORRECT) from error
 
     def resolve(self, name: str, number: int) -> Version:
-        """Everything that is known of one version without converting it. Raises RepositoryError."""
+        """Resolves a version without converting it. Raises RepositoryError."""
         config, directory = self.config(name, number), self.root / name / str(number)
         if (directory / MANIFEST_FILE).exists():
             return Version(name, number, config, directory)
@@ -164,9 +164,9 @@ class Repository:
         return Version(name, number, config, artifact)
 
     def config(self, name: str, number: int | None = None) -> ModelConfig:
-        """model.toml, overridden by the version's artifact.toml where there is one. Raises RepositoryError."""
+        """The settings in model.toml, overridden by a version's artifact.toml if it has one. Raises RepositoryError."""
         path = self.root / name / CONFIG_FILE
-        values = _read_toml(path) if os.path.lexists(path) else {}  # a whole model may need none
+        values = _read_toml(path) if os.path.lexists(path) else {}  # optional for whole models
         try:
             config = ModelConfig.model_validate(values)
         except ValidationError as error:
@@ -179,7 +179,7 @@ class Repository:
 
 
 def _files(directory: Path) -> list[Path]:
-    """What a directory is made of; of one that no version would have, what lies at its top. Raises OSError."""
+    """The files below a directory; if they are too many for a version, only those at its top. Raises OSError."""
     try:
         return below(directory)
     except ArtifactError:
@@ -188,7 +188,7 @@ def _files(directory: Path) -> list[Path]:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """What the system refuses to read of one model is that model's problem alone."""
+    """Turns an OSError into a RepositoryError, which concerns only this model."""
     try:
         yield
     except OSError as error:
@@ -201,14 +201,14 @@ _CORRECT = "correct it; the README lists what a model.toml may say"
 
 
 def read_converted(directory: Path) -> tuple[Manifest, bytes]:
-    """The manifest and the ONNX file beside it, which are checked against each other. Raises RepositoryError."""
-    with told(directory):
+    """The manifest and the content of the ONNX file, which is checked against it. Raises RepositoryError."""
+    with translate_errors(directory):
         return manifest.read_converted(directory)
 
 
 @contextmanager
-def told(directory: Path) -> Iterator[None]:
-    """What keeps a published directory from being read becomes a RepositoryError."""
+def translate_errors(directory: Path) -> Iterator[None]:
+    """Turns errors of reading a converted version into a RepositoryError."""
     try:
         yield
     except ValidationError as error:
@@ -219,12 +219,12 @@ def told(directory: Path) -> Iterator[None]:
         raise RepositoryError(str(error), cure=error.cure, detail=str(directory)) from error
     except OSError as error:
         raise RepositoryError(
-            f"a published file cannot be read: {error.strerror}", cure=manifest.CONVERT_AGAIN, detail=str(error)
+            f"a converted file cannot be read: {error.strerror}", cure=manifest.CONVERT_AGAIN, detail=str(error)
         ) from error
 
 
 def overridden(config: ModelConfig, directory: Path, title: str = OVERRIDE_FILE) -> ModelConfig:
-    """The settings with those of a version's artifact.toml over them, where it has one. Raises RepositoryError."""
+    """The settings, overridden by the artifact.toml of a version if it has one. Raises RepositoryError."""
     path = directory / OVERRIDE_FILE
     if not os.path.lexists(path):
         return config
@@ -247,7 +247,7 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first complaint, with the setting that it is about."""
+    """The first error, with the name of its setting."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else problem["msg"]

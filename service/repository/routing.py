@@ -1,4 +1,4 @@
-"""Which version answers what: the live one, labels, canaries and shadows; `routing.toml` as data."""
+"""Which version answers a request: the live version, labels, canaries and shadows, as `routing.toml` has them."""
 
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +13,7 @@ ROUTING_FILE = "routing.toml"
 LABEL = r"[a-z][a-z0-9._-]{0,63}"
 
 SHADOW_PERCENT = 10.0
-"""What `shadow = true` mirrors."""
+"""The share of requests for `shadow = true`."""
 
 
 def _percent(value: Any) -> Any:
@@ -25,14 +25,14 @@ Label = Annotated[str, Field(pattern=f"^{LABEL}$")]
 
 
 class Part(Frozen):
-    """`[versions.N]`: the part that one version plays beside the live one."""
+    """`[versions.N]`: the settings of one version beside the live one."""
 
     load: bool | None = None
-    """Whether it is kept loaded. Default: as `versions` of model.toml says."""
+    """Whether the version is kept loaded. Default: by `versions` in model.toml."""
     canary: Percent = 0.0
-    """Of a hundred requests that name no version, how many it answers."""
+    """The percentage of the requests without a version that it answers."""
     shadow: Annotated[Percent, BeforeValidator(_percent)] = 0.0
-    """Of a hundred such requests, how many it is shown as well; its answers are compared, and sent to nobody."""
+    """The percentage of those requests that it also gets. Its answers are compared, and not sent to the client."""
 
     @property
     def is_trial(self) -> bool:
@@ -40,11 +40,11 @@ class Part(Frozen):
         return self.canary > 0 or self.shadow > 0
 
 
-_NO_PART = Part()  # made once: every request asks
+_NO_PART = Part()  # created once, because every request needs it
 
 
 class Routing(Frozen):
-    """routing.toml. The admin API writes it, and a person may; without it the highest version is live."""
+    """The content of routing.toml, which the admin API or a person writes. Without it, the highest version is live."""
 
     live: VersionNumber | None = None
     """Who answers a request that names no version. Default: the highest that is ready and not on trial."""
@@ -62,17 +62,17 @@ class Routing(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (percent := sum(part.canary for part in self.versions.values())) > 100:  # noqa: PLR2004
-            raise ValueError(f"the canaries take {percent:g} per cent of the requests together")
+            raise ValueError(f"the canaries take {percent:g} per cent of the requests in total")
         return self
 
     def part(self, version: int) -> Part:
-        """What is asked of one version."""
+        """The settings of one version."""
         return self.versions.get(version, _NO_PART)
 
     def wanted(self, present: Collection[int], versions: Literal["latest", "all"] | tuple[int, ...]) -> set[int]:
-        """Which of the versions that are there are to be loaded; `versions` is that of model.toml.
+        """The present versions that are to be loaded; `versions` is the setting in model.toml.
 
-        One that is named here and is not there is not waited for: whoever deletes a version means it.
+        Versions that are named here and missing are ignored: they were deleted on purpose.
         """
         parts = {number: self.part(number) for number in present}
         if versions == "latest":
@@ -94,18 +94,18 @@ class Routing(Frozen):
         return changed if version is None else changed.with_part(version, load=None, canary=0.0, shadow=0.0)
 
     def with_part(self, version: int, **changes: Any) -> Self:
-        """The part of one version with these changes."""
+        """A copy with changed settings of one version."""
         part = Part.model_validate(self.part(version).model_dump() | changes)
         others = {number: each for number, each in self.versions.items() if number != version}
         return self._changed(versions=others if part == Part() else {**others, version: part})
 
     def with_label(self, label: str, version: int | None) -> Self:
-        """The label on that version; with None on no version."""
+        """A copy with the label on that version; with None, without the label."""
         others = {name: number for name, number in self.labels.items() if name != label}
         return self._changed(labels=others if version is None else {**others, label: version})
 
     def without(self, version: int) -> Self:
-        """Nothing said of a version that is gone."""
+        """A copy with nothing about that version."""
         return self._changed(
             live=None if self.live == version else self.live,
             previous=None if self.previous == version else self.previous,

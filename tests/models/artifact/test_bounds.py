@@ -122,8 +122,8 @@ def described(shape, start, end):
         (described([2**63, 2**63], 0, 16), "does not hold all of 'w'"),
         ({"w": {"shape": [4]}}, "'w' is not described"),
         ({"w": [0, 16]}, "'w' is not described"),
-        (b'{"w": ' + b"9" * 5000 + b"}", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
+        (b'{"w": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"[1, 2]", "is a list"),
     ],
 )
@@ -193,12 +193,12 @@ def overflowing(file):
 
 
 HOSTILE = {
-    "to somewhere else": (external_link, soft_link),
+    "holds a link": (external_link, soft_link),
     "in another file": (external_storage, virtual),
     "claims to hold": (chunked_claim, contiguous_claim, many_claims, deflated, overflowing),
     "twice": (cycle,),
     "more groups": (deep,),
-    "not made of numbers": (text,),
+    "not numbers": (text,),
 }
 
 

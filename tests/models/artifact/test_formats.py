@@ -53,8 +53,8 @@ def test_a_saved_model_is_a_directory(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (torch_bytes()[:60], "cut short or damaged"),
         (archive(README_md="hello"), "neither PyTorch nor Keras wrote it: it holds README.md"),
-        (struct.pack("<Q", 2**62) + b"{}", "no format that is known"),  # longer than the file
-        (softmax_onnx(spec_of("logits"))[:-1], "no format that is known"),
+        (struct.pack("<Q", 2**62) + b"{}", "no known format"),  # longer than the file
+        (softmax_onnx(spec_of("logits"))[:-1], "no known format"),
     ],
 )
 def test_other_bytes_are_shown_with_a_cure(tmp_path, content, problem):
@@ -137,9 +137,9 @@ def resolved(tmp_path, content, architecture=None, **config):
             "HDF5 file, as Keras writes, and model.toml says",
             "leave framework",
         ),
-        ("state_dict", None, {}, "holds weights alone, and model.toml names no architecture", "architecture ="),
-        ("checkpoint", None, {}, "holds weights alone", "architecture ="),
-        ("onnx", "lenet5", {}, "brings its own network, and model.toml names lenet5", "leave architecture out"),
+        ("state_dict", None, {}, "holds only weights, and model.toml names no architecture", "architecture ="),
+        ("checkpoint", None, {}, "holds only weights", "architecture ="),
+        ("onnx", "lenet5", {}, "holds its own network, and model.toml names lenet5", "leave architecture out"),
     ],
 )
 def test_a_file_that_is_not_what_model_toml_says_is_told(tmp_path, name, architecture, config, problem, cure):

@@ -95,7 +95,7 @@ def test_settings_that_were_there_already_are_kept(model):
 def test_settings_that_cannot_be_overridden_are_told(model):
     add(model, spec())
     numbers = spec(architecture="mlp_iris", input=NumbersInput(shape=(64,)))
-    with pytest.raises(ArtifactError, match="cannot be those of this version") as caught:
+    with pytest.raises(ArtifactError, match="cannot override the settings") as caught:
         add(model, numbers)
     assert "--output" in caught.value.cure
     assert not (model / "2").exists()
@@ -106,7 +106,7 @@ def test_they_are_told_before_anything_is_trained(model, tmp_path):
     add(model, spec())
     publish.check_settings(model, tmp_path, "weights.pth", spec(labels=("one", "two", "three")))
     numbers = spec(architecture="mlp_iris", input=NumbersInput(shape=(64,)))
-    with pytest.raises(ArtifactError, match="cannot be those of this version"):
+    with pytest.raises(ArtifactError, match="cannot override the settings"):
         publish.check_settings(model, tmp_path, "weights.pth", numbers)
 
 

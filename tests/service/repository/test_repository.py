@@ -236,7 +236,7 @@ def test_links_and_strange_files_are_not_weights(iris):
         Repository(iris).resolve("iris", 1)
     weights.unlink()
     (iris / "iris" / "1" / "weights.txt").write_bytes(b"weights")
-    with pytest.raises(RepositoryError, match="no format that is known here: it begins with b'weights'"):
+    with pytest.raises(RepositoryError, match="no known format: it begins with b'weights'"):
         Repository(iris).resolve("iris", 1)
     (iris / "iris" / "1" / "weights.pth").write_bytes(torch_bytes())
     with pytest.raises(RepositoryError, match="2 files called weights"):
