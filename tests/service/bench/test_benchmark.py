@@ -176,7 +176,7 @@ def test_a_server_that_runs_already(hurried, serve, repository, tmp_path, monkey
     for arguments, problem in (
         (("color",), "there is no model 'color'"),
         (("colour", "--image", tmp_path / "nothing.jpg"), "nothing.jpg cannot be read"),
-        (("colour", "--image", tmp_path / "text.jpg"), "the server answers with errors alone"),
+        (("colour", "--image", tmp_path / "text.jpg"), "the server answers with errors only"),
     ):
         result = menagerie("bench", *arguments, *options)
         assert result.exit_code == 1
