@@ -146,10 +146,7 @@ class Reconciler:
         self._transitions.retire_unwanted(model)
 
     async def _inventory(self, model: Model) -> Inventory | None:
-        """The versions of a model that should be loaded, with its settings.
-
-        Returns None, and shows the problem, if the model cannot be read.
-        """
+        """Reads the wanted versions of a model. If that fails, shows the problem and returns None."""
         try:
             return await asyncio.to_thread(self._repository.inventory, model.name)
         except RepositoryError as error:
