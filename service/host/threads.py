@@ -1,14 +1,14 @@
-"""Work on threads, which cannot be interrupted."""
+"""Work that cannot be interrupted, such as a thread's."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 _Result = TypeVar("_Result")
 
 
-async def to_its_end(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """The result of work on a thread. A thread cannot be interrupted, so a cancellation is raised when it has ended."""
+async def to_its_end(work: Awaitable[_Result]) -> _Result:
+    """The result of work that is not interrupted: a cancellation is raised when it has ended."""
     running, cancelled = asyncio.ensure_future(work), None
     while not running.done():
         try:

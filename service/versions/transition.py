@@ -7,6 +7,7 @@ import structlog
 
 from service import metrics
 from service.errors import NotEnoughMemory, ServiceError
+from service.host.threads import to_its_end
 from service.inference.servable import Servable
 from service.repository.repository import Repository, Version
 from service.versions import golden
@@ -95,10 +96,10 @@ class Transitions:
         if live is record:  # its files have changed: what was loaded from the old ones cannot be loaded again
             assert record.servable is not None
             replaced, record.servable = record.servable, None
-            await self._drain(replaced)
+            await to_its_end(self._drain(replaced))
             return await self._swap(model, record, version)
-        await self._retire(model, live)
         try:
+            await to_its_end(self._retire(model, live))
             return await self._swap(model, record, version)
         except BaseException:
             if live.version not in model.records:

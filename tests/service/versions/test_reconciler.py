@@ -275,6 +275,30 @@ async def test_a_version_that_is_being_loaded_again_answers_until_its_successor_
     assert states(registry) == {2: "READY"}
 
 
+async def test_a_live_version_that_made_room_comes_back_if_its_successor_is_cancelled(
+    reconciler, registry, root, monkeypatch
+):
+    """The cancellation comes while the live version waits for its last requests."""
+    free = iter([0])  # the second version does not fit beside the first
+    publish_numbers(root / "model", 1)
+    with (root / "model" / "model.toml").open("a") as file:
+        file.write("unload_first = true\n")
+    await reconciler.refresh()
+    monkeypatch.setattr("service.versions.loader.available_memory_bytes", lambda: next(free, 2**40))
+    shutil.copytree(root / "model" / "1", root / "model" / "2")
+    with registry.lease("model") as old:
+        await reconciler.scan()
+        await asyncio.to_thread(until, lambda: states(registry) == {1: "UNLOADING", 2: "LOADING"})
+        registry.model("model").records[2].cancel()
+        await asyncio.sleep(0)
+        outcome = await old.predict([NUMBERS], 1, time.monotonic() + 20)
+        assert outcome.results[0][0].label == "second"
+    await asyncio.to_thread(until, lambda: registry.model("model").is_ready)
+    assert await ask(registry) == (1, "second")
+    await gone(reconciler)
+    assert states(registry) == {1: "READY", 2: "UNAVAILABLE"}
+
+
 @pytest.mark.parametrize("tune", [False, True])
 async def test_nothing_is_opened_while_a_cancelled_load_still_works(reconciler, registry, root, monkeypatch, tune):
     begun, cancelled, opened = (threading.Event() for _ in range(3))
