@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import pictures
 from models.train import data, digits
 from models.train.__main__ import main
 from models.train.recipe import Recipe
@@ -140,7 +141,9 @@ def test_a_version_is_served_as_it_was_trained(trained, repository, photos, tmp_
     assert manifest.parity.top1_agreement == 1
     engine = Engine(content, plan(Settings(), gpus=(), cores=2, max_batch_size=64))
     engine.open(2)
-    served = engine.run(np.stack([data.pixels(path, artifact.spec.input) for path in sorted(photos.glob("*/*.jpg"))]))
+    served = engine.run(
+        np.stack([pictures.pixels(pictures.read(path), artifact.spec.input) for path in sorted(photos.glob("*/*.jpg"))])
+    )
     engine.close()
     np.testing.assert_array_equal(served.argmax(axis=1), np.repeat([0, 1], 30))
 
