@@ -41,5 +41,5 @@ def test_the_served_graph_gives_the_same(output):
 
 @pytest.mark.parametrize("output", ["logit", "probability"])
 def test_one_number_tells_two_classes_apart(output):
-    with pytest.raises(ValidationError, match="two classes apart, and there are 3"):
+    with pytest.raises(ValidationError, match="distinguishes two classes, and there are 3"):
         spec_of(output, num_classes=3)

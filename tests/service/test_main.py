@@ -290,5 +290,5 @@ def test_a_server_that_does_not_convert_says_where_to(serve, tmp_path):
     server = serve(repository=DEFAULT_REPOSITORY, convert="false")
     from tests.servers import until
 
-    until(lambda: "convert it where PyTorch or Keras is installed" in server.log())
+    until(lambda: "run menagerie convert on a machine with PyTorch or Keras" in server.log())
     assert server.get("/health/ready").status_code == 503

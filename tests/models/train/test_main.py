@@ -34,7 +34,7 @@ TRAIN = [sys.executable, "-m", "models.train"]
         (("lenet6", "digits"), "no architecture 'lenet6'", "lenet5"),
         (("lenet5", "absent"), "there is no folder absent", "subfolder"),
         (("lenet5", "digits", "--epochs", "0"), "--epochs: ", "--help"),
-        (("mlp_binary", "digits"), "tells two classes apart, and there are 10", "another architecture"),
+        (("mlp_binary", "digits"), "distinguishes two classes, and there are 10", "another architecture"),
         (("lenet5", "digits", "--test-split", "0.1"), "the digits are split already", "--test-split"),
         (("lenet5", "digits", "--resume"), "no epoch of a training", "without --resume"),
     ],
