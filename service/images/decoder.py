@@ -173,9 +173,7 @@ def serve(connection: int, memory: int, decode: Decode, unconfined: str = "") ->
 def _run_task(task: Task, memory: int, decode: Decode) -> Reply:
     try:
         data = os.pread(memory, task.data_bytes, 0)
-        limit = min(task.max_pixels, task.pixels_now)
-        pixels = decode(data, task.spec, max_pixels=limit, shortcuts=task.shortcuts)
-        os.pwrite(memory, pixels.data, 0)
+        os.pwrite(memory, _pixels(data, task, decode).data, 0)
     except MemoryError:
         return Reply(Status.OUT_OF_MEMORY)
     except ServiceError as error:
@@ -186,6 +184,16 @@ def _run_task(task: Task, memory: int, decode: Decode) -> Reply:
         if task.pixels_now > LARGE_PIXELS:  # a large picture: its memory is not needed again soon
             trim_malloc()
     return Reply(Status.PIXELS)
+
+
+def _pixels(data: bytes, task: Task, decode: Decode) -> np.ndarray:
+    try:
+        return decode(data, task.spec, max_pixels=min(task.max_pixels, task.pixels_now), shortcuts=task.shortcuts)
+    except ImageTooLarge as error:
+        if error.pixels <= task.max_pixels:
+            raise
+        # It is refused again, with the limit that holds in the message.
+        return decode(data, task.spec, max_pixels=task.max_pixels, shortcuts=task.shortcuts)
 
 
 def _refusal(error: ServiceError, task: Task) -> Reply:

@@ -125,6 +125,8 @@ def test_decoders_decode_as_decode_does():
         b"text",
         SAMPLE[:300],
         images.png(images.gradient(1000, 2)),
+        images.lying_jpeg(),
+        images.lying_png(),
     ]
     specs = [SPEC, ImageInput(height=32, width=32, channels=1, interpolation="bicubic")]
 
