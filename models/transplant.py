@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from models import catalog, twins
 from models.architecture import Framework
 from models.artifact.artifact import Artifact, Spec
@@ -26,7 +24,6 @@ from models.errors import ArtifactError
 from models.inputs import Frozen
 
 STEPS = ("build", "load", "transplant", "compare", "save")
-TOLERANCE = 1e-4  # of the largest output, as between a framework and ONNX Runtime; sound networks stay below 1e-5
 _ITEMS = 4  # that the networks are compared on
 
 
@@ -72,17 +69,18 @@ def transplant(job: TransplantJob, step: Callable[[str], AbstractContextManager[
 
 def _difference(network: Any, source: Spec, twin: Any, target: Spec) -> float:
     """The largest difference between their outputs, relative to the largest output. Raises ArtifactError."""
-    from models.conversion.graph.export import forward, network_input  # noqa: PLC0415 - it needs onnx
+    from models.conversion.graph import parity  # noqa: PLC0415 - it needs onnx
+    from models.conversion.graph.export import forward, network_input  # noqa: PLC0415 - so does this
 
     if target.framework == "torch":
         twin.eval()
     items = sample_items(source.input)[:_ITEMS]
     expected = forward(network, source.framework, network_input(source, items))
     found = forward(twin, target.framework, network_input(target, items))
-    difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
-    if not difference <= TOLERANCE:  # NaN is refused too
+    difference = parity.relative_error(expected, found)
+    if not difference <= parity.TOLERANCE:  # NaN is refused too
         raise ArtifactError(
-            f"the two networks disagree: relative difference {difference:.2e}, allowed {TOLERANCE:.0e}",
+            f"the two networks disagree: relative difference {difference:.2e}, allowed {parity.TOLERANCE:.0e}",
             "check the weights for NaN and infinity; if they are sound, report the architecture",
         )
     return difference

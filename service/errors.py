@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+UNEXPECTED = "the server failed unexpectedly"
+"""The message of an error that is a fault of the server itself."""
+
 
 class ServiceError(Exception):
     """The server failed unexpectedly.

@@ -68,10 +68,15 @@ def remove_leftovers(candidates: Iterable[Path]) -> None:
 def rename(fresh: Path, target: Path) -> Path:
     """Syncs a finished directory and renames it to `target`, which is returned.
 
-    Raises OSError; also if `target` exists already, unless it is an empty directory.
+    Raises FileExistsError if `target` exists already, unless it is an empty directory; OSError.
     """
     _sync_tree(fresh)
-    fresh.rename(target)
+    try:
+        fresh.rename(target)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # the system's word for the same
+            raise FileExistsError(*error.args) from error
+        raise
     sync(target.parent)
     return target
 

@@ -1,6 +1,6 @@
 """Version numbers of a model: which are legal, and which is next."""
 
-import errno
+from contextlib import suppress
 from pathlib import Path
 
 from models.artifact import staging
@@ -32,8 +32,5 @@ def add_version(fresh: Path, model: Path) -> Path:
     """
     while True:
         target = model / str(next_version(model))
-        try:
+        with suppress(FileExistsError):  # another process has taken the number
             return staging.rename(fresh, target)
-        except OSError as error:
-            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:  # another process has taken the number
-                raise

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import metrics
 from service.api.schemas import ErrorAnswer, ErrorBody
 from service.api.state import AppState
-from service.errors import ServiceError, ShuttingDown
+from service.errors import UNEXPECTED, ServiceError, ShuttingDown
 from service.logs import REQUEST_ID
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ class RequestMiddleware:
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, Exception):
                 log.exception("internal error")
-                failure = ServiceError("the server failed unexpectedly")
+                failure = ServiceError(UNEXPECTED)
             else:  # the grace period is over
                 failure = ShuttingDown("the server stopped before the answer was ready")
             facts.outcome = failure.code
@@ -94,9 +94,8 @@ def _record(scope: Scope, facts: RequestFacts, status: int, seconds: float) -> N
     wanted = AppState.in_scope(scope).settings.log_requests
     if wanted == "none" or (wanted == "failed" and facts.outcome == "ok"):
         return
-    path = scope.get("raw_path", b"").decode(
-        "ascii", "replace"
-    )  # still percent-encoded, so a client cannot forge a line
+    # Still percent-encoded, so that a client cannot forge a line.
+    path = scope.get("raw_path", b"").decode("ascii", "replace")
     write = log.debug if path.startswith(_QUIET) else log.info
     known = {"model": facts.model, "version": facts.version} if facts.is_prediction else {}
     write(

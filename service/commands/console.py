@@ -1,6 +1,7 @@
 """The terminal: output, and how an expected error is shown."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -18,6 +19,12 @@ class CommandError(ServiceError):
 
     code = "command_failed"
     cure = "menagerie COMMAND --help"
+
+
+def step_printer(title: str) -> Callable[[str], None]:
+    """A function that prints the name of a step, with the seconds since this call."""
+    started = time.monotonic()
+    return lambda step: out.print(f"{title}: {time.monotonic() - started:5.1f} s  {step}")
 
 
 @contextmanager

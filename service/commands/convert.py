@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from models.artifact import staging
 from models.artifact.artifact import CONFIG_FILE, OVERRIDE_FILE, Artifact
 from models.artifact.manifest import MANIFEST_FILE
 from service import logs
-from service.commands.console import complain, out, report_errors
+from service.commands.console import complain, out, report_errors, step_printer
 from service.commands.listing import known, versions
 from service.commands.options import CacheOption, RepositoryOption, read_settings
 from service.conversion.conversion import Converter
@@ -59,13 +58,9 @@ def _converted(version: Version, converter: Converter, title: str) -> Path:
     if found := converter.converted(version.source):
         out.print(f"{title}: converted already")
         return found
-    started = time.monotonic()
-
-    def on_step(step: str) -> None:
-        out.print(f"{title}: {time.monotonic() - started:5.1f} s  {step}")
-
+    on_step = step_printer(title)
     directory = asyncio.run(converter.convert(version.source, on_step))
-    out.print(f"{title}: {time.monotonic() - started:5.1f} s  done")
+    on_step("done")
     return directory
 
 

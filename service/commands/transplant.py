@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import time
 from enum import StrEnum
 from importlib import util
 from pathlib import Path
@@ -17,7 +16,7 @@ from models.artifact.artifact import OVERRIDE_FILE, Artifact, Spec
 from models.artifact.versions import add_version
 from models.errors import ArtifactError
 from service import logs
-from service.commands.console import CommandError, out, report_errors
+from service.commands.console import CommandError, out, report_errors, step_printer
 from service.commands.listing import known
 from service.commands.options import RepositoryOption, read_settings
 from service.conversion.conversion import FILE_BYTES
@@ -114,11 +113,7 @@ async def _transplant(
     repository: Repository, name: str, number: int, artifact: Artifact, to: Target, settings: Settings
 ) -> tuple[Path, str]:
     """The new version's directory, and the relative difference of outputs. Raises ServiceError, OSError."""
-    started = time.monotonic()
-
-    def on_step(step: str) -> None:
-        out.print(f"{name}/{number}: {time.monotonic() - started:5.1f} s  {step}")
-
+    on_step = step_printer(f"{name}/{number}")
     limits = Limits(settings.conversion_timeout_seconds, settings.conversion_memory_bytes, FILE_BYTES).now()
     with staging.staged(repository.root, f".{name}.{number}.staging") as directory:
         built = directory / "version"

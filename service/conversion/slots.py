@@ -21,7 +21,7 @@ class Slots:
         self,
         memory_bytes: int,
         max_slots: int | None = None,
-        free_bytes: Callable[[], int | None] | None = None,
+        free_bytes: Callable[[], int] | None = None,
     ) -> None:
         self._memory_bytes = memory_bytes
         self._max_slots = max(2, usable_cores()) if max_slots is None else max_slots
@@ -50,5 +50,4 @@ class Slots:
     def _is_free(self) -> bool:
         if self._taken == 0:
             return True
-        free = self._free_bytes()
-        return self._taken < self._max_slots and (free is None or free >= self._memory_bytes * (self._taken + 1))
+        return self._taken < self._max_slots and self._free_bytes() >= self._memory_bytes * (self._taken + 1)

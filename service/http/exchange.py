@@ -6,7 +6,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.api.middleware import error_response
-from service.errors import ServiceError
+from service.errors import UNEXPECTED, ServiceError
 
 
 class Exchange(RequestResponseCycle):
@@ -27,6 +27,6 @@ class Exchange(RequestResponseCycle):
 
     async def send_500_response(self) -> None:
         """Answers for an application that failed before it responded."""
-        response = error_response(ServiceError("the server failed unexpectedly"))
+        response = error_response(ServiceError(UNEXPECTED))
         response.headers["Connection"] = "close"
         await response(self.scope, self.receive, self.send)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.errors import BadRequest, HeadTooLarge, MethodNotAllowed, ServiceError, UrlTooLong
+from service.errors import UNEXPECTED, BadRequest, HeadTooLarge, MethodNotAllowed, ServiceError, UrlTooLong
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -123,7 +123,7 @@ class RequestReader(HttpToolsProtocol):
         """The error that a callback or the parser found in the request."""
         if self._fault is None and isinstance(error, httptools.HttpParserCallbackError):
             log.error("internal error", exc_info=error)
-            return ServiceError("the server failed unexpectedly")
+            return ServiceError(UNEXPECTED)
         return self._fault or BadRequest(f"this is not an HTTP/1.1 request: {error}")
 
     # Callbacks of the parser. It wraps the errors that they raise in its own.

@@ -118,8 +118,8 @@ class Decoders:
         Raises OSError if the decoder has just ended, when another can take the image; NoRoom if none can.
         """
         # The most recently used one: its memory is warm.
-        index = next(index for index in reversed(range(len(self._idle))) if self._idle[index].images == 0 or not fresh)
-        worker = self._idle.pop(index)
+        worker = next(each for each in reversed(self._idle) if each.images == 0 or not fresh)
+        self._idle.remove(worker)
         try:
             worker.decoder.begin(data, task)
         except NoRoom:

@@ -247,9 +247,9 @@ def _translate_errors() -> Iterator[None]:
     """Turns an OSError into a ServiceError, but for FileExistsError, which the caller handles."""
     try:
         yield
+    except FileExistsError:
+        raise
     except OSError as error:
-        if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
-            raise FileExistsError(*error.args) from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise InsufficientStorage("the model repository's disk is full") from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:

@@ -146,7 +146,8 @@ class Repository:
         try:
             return Routing.model_validate(_read_toml(path))
         except ValidationError as error:
-            raise RepositoryError(f"{ROUTING_FILE} of {name}: {first_problem(error)}", cure=_CORRECT) from error
+            cure = "correct it; docs/guides/versions-and-swapping.md lists its keys"
+            raise RepositoryError(f"{ROUTING_FILE} of {name}: {first_problem(error)}", cure=cure) from error
 
     def resolve(self, name: str, number: int) -> Version:
         """Resolves a version without converting it. Raises RepositoryError."""
@@ -171,11 +172,9 @@ class Repository:
             config = ModelConfig.model_validate(values)
         except ValidationError as error:
             raise RepositoryError(f"model.toml of {name}: {first_problem(error)}", cure=_CORRECT) from error
-        return (
-            config
-            if number is None
-            else overridden(config, self.root / name / str(number), f"{OVERRIDE_FILE} of {name}/{number}")
-        )
+        if number is None:
+            return config
+        return overridden(config, self.root / name / str(number), f"{OVERRIDE_FILE} of {name}/{number}")
 
 
 def _files(directory: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """Turns a version on disk into a warm servable: convert or check it, then open it."""
 
 import asyncio
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -129,7 +128,7 @@ class Loader:
         with suppress(OSError):  # if the file is missing, reading it raises the error
             needed = _opening_bytes((directory / ONNX_FILE).stat().st_size) if passed is None else passed.opened_bytes
             _check_memory("memory", max(needed, expected_bytes), available_memory_bytes())
-        before = resident_bytes(os.getpid())
+        before = resident_bytes()
         manifest, content = await asyncio.to_thread(read_converted, directory)
         if passed is not None and manifest != passed.manifest:  # the manifest has the graph's SHA-256
             raise RepositoryError("the version's files changed while it was loaded", cure="load the version again")
@@ -180,7 +179,7 @@ class Loader:
             decoders=self._decoders,
             metrics=observed,
             tuning=tuning,
-            memory_bytes=max(0, resident_bytes(os.getpid()) - before),
+            memory_bytes=max(0, resident_bytes() - before),
         )
 
     async def _warm(self, engine: Engine, classes: int) -> None:

@@ -21,13 +21,17 @@ TOLERANCE = 1e-4  # of the largest output; sound conversions stay below 1e-5
 BATCHES = (1, 3)  # an export can freeze the batch at 1
 
 
+def relative_error(expected: Array, found: Array) -> float:
+    """The largest difference between two arrays, relative to the largest expected value. NaN if one of them has NaN."""
+    largest = float(np.abs(expected).max()) or math.ulp(0)  # a network may return 0 for every item
+    return float(np.abs(found - expected).max()) / largest
+
+
 def measure(expected: Mapping[str, Array], found: Mapping[str, Array], output: str, batches: tuple[int, ...]) -> Parity:
     """The differences between two sets of outputs, each with the network's own, named `output`, and "probabilities"."""
-    outputs, probabilities = expected[output], expected["probabilities"]
-    difference = float(np.abs(found[output] - outputs).max())
-    largest = float(np.abs(outputs).max()) or math.ulp(0)  # a network may return 0 for every item
+    probabilities = expected["probabilities"]
     return Parity(
-        relative_error=difference / largest,
+        relative_error=relative_error(expected[output], found[output]),
         probability_error=float(np.abs(found["probabilities"] - probabilities).max()),
         top1_agreement=float((found["probabilities"].argmax(1) == probabilities.argmax(1)).mean()),
         batches=batches,

@@ -43,7 +43,7 @@ async def ended(crowd, *tasks):
 
 
 async def test_one_that_never_ends_holds_up_its_own_model_alone():
-    crowd = Crowd(Slots(1, max_slots=2, free_bytes=lambda: None))
+    crowd = Crowd(Slots(1, max_slots=2, free_bytes=lambda: 2**40))
     tasks = [crowd.come(name) for name in ("endless1", "endless2", "b1", "c1", "b2")]
     assert await crowd.settle() == ["b1", "endless1"]
     assert await crowd.leave("b1") == ["c1", "endless1"]
@@ -52,7 +52,7 @@ async def test_one_that_never_ends_holds_up_its_own_model_alone():
 
 
 async def test_a_model_with_many_versions_lets_others_in_between():
-    crowd = Crowd(Slots(1, max_slots=1, free_bytes=lambda: None))
+    crowd = Crowd(Slots(1, max_slots=1, free_bytes=lambda: 2**40))
     tasks = [crowd.come(name) for name in ("a1", "a2", "a3", "b1", "c1")]
     order = []
     while inside := await crowd.settle():
@@ -76,7 +76,7 @@ async def test_memory_decides_how_many_there_are_and_one_there_always_is():
 
 
 async def test_who_waits_and_is_cancelled_leaves_no_gap():
-    slots = Slots(1, max_slots=1, free_bytes=lambda: None)
+    slots = Slots(1, max_slots=1, free_bytes=lambda: 2**40)
     crowd = Crowd(slots)
     tasks = {name: crowd.come(name) for name in ("a1", "b1", "a2", "c1")}
     assert await crowd.settle() == ["a1"]
